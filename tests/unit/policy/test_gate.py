@@ -1,0 +1,93 @@
+import random
+
+import pytest
+
+from tide_daemon.policy.events import CandidatePublished, RequestScored
+from tide_daemon.policy.gate import NEED_MORE_DATA, PROMOTE, REJECT, judge, student_quantile
+from tide_daemon.policy.settings import PolicySettings
+
+SETTINGS = PolicySettings(gate_min_requests=8, gate_min_positions=300, gate_confidence=0.9)
+
+
+def candidate(pairs: list[tuple[float, float]], positions: int = 100, parent: int = 1) -> CandidatePublished:
+    """Scores given as accept lengths (serving, candidate) of one request each."""
+    scores = tuple(
+        RequestScored(f"{index:016x}", "", positions, serving * positions, cand * positions)
+        for index, (serving, cand) in enumerate(pairs)
+    )
+    return CandidatePublished(0.0, 2, "d" * 64, parent, "trainer", 0, 3, scores)
+
+
+def noisy(gain: float, num: int, spread: float = 0.1, seed: int = 1) -> list[tuple[float, float]]:
+    rng = random.Random(seed)
+    return [(level := rng.uniform(1.2, 1.8), level + gain + rng.gauss(0.0, spread)) for _ in range(num)]
+
+
+def test_a_clear_gain_is_promoted_with_its_numbers() -> None:
+    """Mean, bound, confidence and sizes are all in the verdict."""
+    verdict = judge(candidate(noisy(0.2, 24)), 1, SETTINGS)
+    assert verdict.verdict == PROMOTE
+    assert verdict.gain == pytest.approx(0.2, abs=0.06)
+    assert verdict.numbers["lower_bound"] < verdict.gain < verdict.numbers["upper_bound"]
+    assert verdict.numbers["num_requests"] == 24
+
+
+def test_a_loss_is_refused() -> None:
+    """Worse on the same requests."""
+    assert judge(candidate(noisy(-0.1, 24)), 1, SETTINGS).verdict == REJECT
+
+
+def test_a_gain_within_the_noise_needs_more_data() -> None:
+    """Better on average, but the bound reaches below the least gain."""
+    pairs = [(1.5, 1.5 + change) for change in (0.3, -0.25) * 6]
+    assert judge(candidate(pairs), 1, SETTINGS).verdict == NEED_MORE_DATA
+
+
+def test_pairing_sees_through_differences_between_requests() -> None:
+    """Requests differ by more than the gain, the pairs do not: promoted."""
+    assert judge(candidate(noisy(0.05, 24, spread=0.02)), 1, SETTINGS).verdict == PROMOTE
+
+
+@pytest.mark.parametrize(("num", "positions"), [(7, 100), (8, 37)])
+def test_too_little_data(num: int, positions: int) -> None:
+    """Below either minimum there is no verdict."""
+    assert judge(candidate(noisy(0.5, num), positions), 1, SETTINGS).verdict == NEED_MORE_DATA
+
+
+def test_scores_against_another_draft_do_not_count() -> None:
+    """The serving draft changed since the candidate was scored."""
+    verdict = judge(candidate(noisy(0.5, 24), parent=3), 1, SETTINGS)
+    assert verdict.verdict == REJECT
+    assert "version 3" in verdict.reason
+
+
+def test_day_0_compares_with_accept_length_1() -> None:
+    """Whatever the trainer wrote as the score of no draft, it is 1."""
+    verdict = judge(candidate([(7.0, 1.2)] * 12, parent=0), 0, SETTINGS)
+    assert verdict.verdict == PROMOTE
+    assert verdict.gain == pytest.approx(0.2)
+
+
+def test_an_equal_candidate_is_refused() -> None:
+    """No gain at all on any request: deploying it would only cost a swap."""
+    assert judge(candidate([(1.5, 1.5)] * 12), 1, SETTINGS).verdict == REJECT
+
+
+def test_impossible_scores_do_not_vote() -> None:
+    """Not finite, or below one token a step."""
+    pairs = [(1.5, float("nan")), (1.5, 0.5), (1.5, float("inf"))] * 10
+    assert judge(candidate(pairs), 1, SETTINGS).verdict == NEED_MORE_DATA
+
+
+def test_the_bound_holds_as_often_as_it_says() -> None:
+    """With no true gain at most about 10% of candidates are promoted at 90% confidence."""
+    promoted = sum(judge(candidate(noisy(0.0, 16, seed=seed)), 1, SETTINGS).verdict == PROMOTE for seed in range(600))
+    assert promoted / 600 <= 0.14
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees", "expected"), [(0.9, 7, 1.415), (0.95, 7, 1.895), (0.95, 30, 1.697), (0.9, 1000, 1.282)]
+)
+def test_student_quantile(probability: float, degrees: int, expected: float) -> None:
+    """Against the printed table."""
+    assert student_quantile(probability, degrees) == pytest.approx(expected, rel=0.005)

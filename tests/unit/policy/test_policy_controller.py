@@ -1,0 +1,264 @@
+"""The controller as a whole: what is asked of whom, after which event."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.policy.simulated_fleet import Fleet, ModelledNode, digest_of, one_node
+from tide_daemon.policy.controller import Controller
+from tide_daemon.policy.events import (
+    ControllerStarted,
+    FleetState,
+    ServerFound,
+    ServerReported,
+    Tick,
+    TrainerFound,
+    TrainerReported,
+)
+from tide_daemon.policy.instructions import FleetMoved, Judged, SetServer, SetTrainer
+from tide_daemon.policy.settings import PolicySettings
+
+SETTINGS = PolicySettings(max_batch_size=8)
+
+
+def started(fleet: FleetState | None = None) -> Controller:
+    controller = Controller(SETTINGS)
+    controller.handle(ControllerStarted(1000.0, "model", SETTINGS.to_map(), fleet))
+    return controller
+
+
+def report(node: str, at: float, version: int = 0, engine: str = "ready", sequence: int = 1) -> ServerReported:
+    return ServerReported(at, node, sequence, engine, version, digest_of(version), 0, 1.0, ())
+
+
+def trainer_report(at: float, new_tokens: int, round_: int = 0, state: str = "waiting") -> TrainerReported:
+    return TrainerReported(at, "trainer", 1, state, 0, new_tokens, new_tokens, round_)
+
+
+def several_nodes(num: int = 3, accept: float = 0.6) -> Fleet:
+    nodes = [
+        ModelledNode(f"node-{letter}", lambda v, t: accept if v else 0.0, lambda t: 4, random.Random(index))
+        for index, letter in enumerate("abcdef"[:num])
+    ]
+    return Fleet(nodes, SETTINGS)
+
+
+def test_a_new_node_is_told_to_decode_plainly_and_to_collect() -> None:
+    """Day 0: no draft, no steps, collect everything."""
+    (asked,) = started().handle(report("a", 1001.0))
+    assert isinstance(asked, SetServer)
+    assert (asked.node, asked.generation, asked.draft_version, asked.steps_table) == ("a", 1, 0, ())
+    assert (asked.collect, asked.sample_rate) == (True, 1.0)
+    assert "no draft" in asked.reason
+
+
+def test_nothing_new_asks_for_nothing() -> None:
+    """Reports that change nothing lead to no instruction."""
+    controller = started()
+    controller.handle(report("a", 1001.0))
+    assert controller.handle(report("a", 1002.0, sequence=2)) == []
+    assert controller.handle(Tick(1003.0)) == []
+
+
+def test_a_round_is_asked_for_once() -> None:
+    """Enough tokens: the next round; no second one until the trainer has begun and ended it."""
+    controller = started()
+    first = controller.handle(trainer_report(1001.0, 10))
+    assert [type(item) for item in first] == [SetTrainer]
+    (asked,) = controller.handle(trainer_report(1002.0, 3000))
+    assert isinstance(asked, SetTrainer) and (asked.round, asked.serving_version) == (1, 0)
+    assert asked.numbers["new_tokens"] == 3000
+    assert controller.handle(trainer_report(1003.0, 3500)) == []
+    assert controller.handle(trainer_report(1004.0, 4000, round_=1, state="training")) == []
+    (again,) = controller.handle(trainer_report(1005.0, 9000, round_=1))
+    assert isinstance(again, SetTrainer) and (again.round, again.generation) == (2, 3)
+
+
+def test_a_candidate_reaches_the_second_node_only_after_the_canary_passed() -> None:
+    """Every node but the canary keeps the old draft until live figures are in, then all get the new one."""
+    fleet = several_nodes()
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    for _ in range(60):
+        fleet.run(1)
+        state = fleet.controller.fleet
+        others = [node for node in fleet.nodes if node.name != state.canary]
+        if state.stage == "canary":
+            assert all(node.desired is not None and node.desired.draft_version == 0 for node in others)
+        if state.stage == "watch":
+            break
+    assert all(node.version == 1 for node in fleet.nodes)
+    moves = [item.fleet.stage for item in fleet.instructions(FleetMoved) if isinstance(item, FleetMoved)]
+    assert [stage for index, stage in enumerate(moves) if index == 0 or moves[index - 1] != stage] == [
+        "steady",
+        "canary",
+        "rest",
+        "watch",
+    ]
+
+
+def test_a_canary_that_promises_nothing_is_tried_all_the_same() -> None:
+    """Among several nodes only live figures let a draft pass, even one that will not pay."""
+    fleet = several_nodes(accept=0.1)
+    fleet.run(20)
+    fleet.publish(1, 1.1)
+    fleet.run(90)
+    assert fleet.controller.fleet.serving_version == 1
+    assert fleet.controller.state_map()["nodes"]["node-a"]["steps_table"] == []
+
+
+def test_good_offline_but_bad_live_is_rolled_back() -> None:
+    """A poisoned candidate drops the canary's live accept length: back to the draft before, and not tried again."""
+    accept = {0: 0.0, 1: 0.6, 2: 0.3}
+    nodes = [ModelledNode(n, lambda v, t: accept[v], lambda t: 4, random.Random(1)) for n in ("a", "b")]
+    fleet = Fleet(nodes, SETTINGS)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(90)
+    assert fleet.controller.fleet.serving_version == 1
+    fleet.publish(2, 2.4, serving=2.1)
+    fleet.run(60)
+    state = fleet.controller.fleet
+    assert (state.serving_version, state.stage, state.refused) == (1, "steady", (2,))
+    assert [node.version for node in nodes] == [1, 1]
+    fleet.publish(2, 2.4, serving=2.1)
+    assert fleet.controller.fleet.refused == (2,)
+    assert sum(isinstance(item, Judged) for item in fleet.instructions(Judged)) == 2
+
+
+def test_a_shift_during_the_watch_is_no_rollback() -> None:
+    """Traffic changes after the draft has shown itself: the draft stays."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 8)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(110)
+    fleet.publish(2, 2.3, serving=2.1)
+    while fleet.controller.fleet.stage != "watch":
+        fleet.run(1)
+    fleet.nodes[0].accept_prob = lambda v, t: 0.2
+    fleet.run(60)
+    assert (fleet.controller.fleet.serving_version, fleet.controller.fleet.stage) == (2, "steady")
+
+
+@pytest.mark.parametrize("stage_to_fail", ["canary", "watch"])
+def test_an_engine_that_goes_down_rolls_back(stage_to_fail: str) -> None:
+    """While a draft is new, a dead engine counts against it."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    while fleet.controller.fleet.stage != stage_to_fail:
+        fleet.run(1)
+    fleet.nodes[0].engine = "down"
+    fleet.run(2)
+    assert fleet.controller.fleet.serving_version == 0
+    assert fleet.controller.fleet.refused == (1,)
+
+
+def test_a_silent_node_is_left_out_and_taken_back() -> None:
+    """The rollout goes on without it; when it reports again it gets what the fleet serves."""
+    fleet = several_nodes(2)
+    fleet.run(20)
+    silent = fleet.nodes[1]
+    silent.alive = False
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(90)
+    assert (fleet.controller.fleet.serving_version, fleet.controller.fleet.stage) == (1, "steady")
+    assert silent.desired is not None and silent.desired.draft_version == 0
+    silent.alive = True
+    fleet.run(6)
+    assert silent.version == 1
+
+
+def test_the_next_leader_goes_on_from_journal_and_desired_state() -> None:
+    """Generations go on, the steps stay as they are, rounds and judged versions are not repeated."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(100)
+    kept = [item for item in fleet.instructions(FleetMoved) if isinstance(item, FleetMoved)][-1].fleet
+    last = [item for item in fleet.instructions(SetServer) if isinstance(item, SetServer)][-1]
+    assert last.steps_table
+    successor = started(kept)
+    found = ServerFound(
+        1001.0, "node-a", last.generation, 1, last.draft_digest, last.steps_table, last.collect, last.sample_rate
+    )
+    assert successor.handle(found) == []
+    assert successor.handle(TrainerFound(1001.0, "trainer", 4, 7, 1, digest_of(1))) == []
+    assert successor.handle(report("node-a", 1002.0, version=1)) == []
+    (asked,) = successor.handle(trainer_report(1003.0, 9000, round_=7))
+    assert isinstance(asked, SetTrainer) and (asked.round, asked.generation) == (8, 5)
+    fleet.controller = successor
+    fleet.publish(1, 2.1)
+    assert not [item for item in fleet.entries[-1][1] if isinstance(item, Judged)]
+
+
+def test_a_decision_that_was_journalled_but_never_published_is_asked_again() -> None:
+    """The journal says canary, the desired state still says plain: the next leader asks, one generation on."""
+    canary = FleetState(
+        stage="canary", candidate_version=1, candidate_digest=digest_of(1), canary="a", since=1000.0, judged=(1,)
+    )
+    successor = started(canary)
+    successor.handle(ServerFound(1001.0, "a", 3, 0, "", (), True, 1.0))
+    (asked,) = successor.handle(report("a", 1002.0))
+    assert isinstance(asked, SetServer) and (asked.generation, asked.draft_version) == (4, 1)
+
+
+def test_a_restarted_engine_keeps_its_steps() -> None:
+    """The engine is replaced and runs nothing for a while: the table stays, the draft is no new one."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(100)
+    before = fleet.controller.state_map()["nodes"]["node-a"]["steps_table"]
+    fleet.nodes[0].version, fleet.nodes[0].engine = 0, "starting"
+    fleet.run(5)
+    fleet.nodes[0].engine = "ready"
+    fleet.run(20)
+    assert before and fleet.controller.state_map()["nodes"]["node-a"]["steps_table"] == before
+
+
+def test_candidates_wait_for_a_node_and_for_the_canary() -> None:
+    """Published while nobody can run it, or while another is on its canary: judged afterwards."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.publish(1, 2.1)
+    assert fleet.controller.state_map()["pending"] == [1]
+    fleet.run(1)
+    assert fleet.controller.fleet.stage == "canary"
+    fleet.publish(2, 2.3, serving=1.0)
+    assert fleet.controller.state_map()["pending"] == [2]
+    fleet.run(60)
+    last = [item for item in fleet.instructions(Judged) if isinstance(item, Judged)][-1]
+    assert (last.version, last.verdict) == (2, "reject")
+    assert "scored against version 0" in last.reason
+
+
+def test_collection_goes_on_and_off_with_the_gate() -> None:
+    """A refused candidate while the draft pays: only the small share that keeps shadow scores alive."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(60)
+    assert fleet.nodes[0].desired is not None and fleet.nodes[0].desired.sample_rate == 1.0
+    fleet.publish(2, 2.0, serving=2.1)
+    fleet.run(2)
+    assert fleet.nodes[0].desired.sample_rate == SETTINGS.idle_sample_rate
+    fleet.nodes[0].accept_prob = lambda v, t: 0.35
+    fleet.run(30)
+    assert fleet.nodes[0].desired.sample_rate == 1.0
+    assert "shift" in fleet.controller.collection.reason
+
+
+def test_time_never_goes_back() -> None:
+    """A late event counts as happening now."""
+    controller = started()
+    controller.handle(Tick(2000.0))
+    controller.handle(report("a", 1500.0))
+    assert controller.now == 2000.0
+
+
+def test_unknown_events_are_our_own_mistake() -> None:
+    """The shell may only send what events.py lists."""
+    with pytest.raises(TypeError):
+        started().handle(SimpleNamespace(at=1001.0))  # type: ignore[arg-type]

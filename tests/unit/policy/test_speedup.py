@@ -1,0 +1,110 @@
+import itertools
+import math
+import random
+
+import pytest
+
+from tide_daemon.policy.events import StepCount
+from tide_daemon.policy.speedup import CostModel, speedup
+
+
+def step(batch_size: int, num_steps: int, seconds: float, target: float | None = None, num: int = 20) -> StepCount:
+    target = seconds if target is None else target
+    accepted = (0,) * num_steps
+    return StepCount(batch_size, num_steps, num, num * batch_size, accepted, seconds * num, target * num, seconds)
+
+
+def model() -> CostModel:
+    return CostModel(prior_draft_cost=0.1, prior_token_cost=0.1)
+
+
+def test_speedup_is_equation_5() -> None:
+    """E[l] / (c * gamma + beta), here with the break-even accept length of figures.md at batch 1."""
+    assert speedup(2.0, 0.1, 3, 1.2) == pytest.approx(2.0 / 1.5)
+    assert speedup(1.32, 0.0, 3, 1.32) == pytest.approx(1.0)
+
+
+def test_measured_cells_are_used_as_they_are() -> None:
+    """Where (batch, steps) was timed, the prediction is the ratio of the two medians."""
+    cost = model()
+    cost.observe(1.0, (step(8, 0, 0.0693), step(8, 3, 0.1167, 0.09)))
+    assert cost.ratio(8, 3, 2.0) == pytest.approx(2.0 * 0.0693 / 0.1167, rel=1e-6)
+
+
+def test_unmeasured_cells_follow_the_formula() -> None:
+    """T(b * (steps + 1)) between two measured n by a line, plus the draft's measured part."""
+    cost = model()
+    cost.observe(1.0, (step(1, 0, 0.040), step(4, 0, 0.049), step(8, 0, 0.069), step(1, 3, 0.061, 0.049)))
+    assert cost.target_s(6) == pytest.approx(0.059, rel=1e-3)
+    assert cost.draft_s(2) == pytest.approx(0.004, rel=1e-3)
+    assert cost.step_s(2, 2) == pytest.approx(0.059 + 2 * 0.004, rel=1e-3)
+
+
+def test_target_time_never_falls_with_more_tokens() -> None:
+    """A noisy small cell does not make larger ones look cheap."""
+    cost = model()
+    cost.observe(1.0, (step(1, 0, 0.050), step(2, 0, 0.045), step(4, 0, 0.049)))
+    times = [cost.target_s(n) for n in range(1, 40)]
+    assert all(a is not None and b is not None and a <= b for a, b in itertools.pairwise(times))
+    assert times[-1] is not None and times[-1] > 0.05
+
+
+def test_nothing_is_predicted_from_nothing() -> None:
+    """Before any step was timed there is no ratio."""
+    assert model().ratio(1, 3, 2.0) is None
+    assert model().measured_at(1, 0) is None
+
+
+def test_a_slower_machine_keeps_the_comparison() -> None:
+    """Only the speculative cell is seen while everything gets 30% slower: plain is predicted slower too."""
+    cost, at = model(), 0.0
+    for _ in range(30):
+        at += 1.0
+        cost.observe(at, (step(8, 0, 0.07), step(8, 3, 0.11, 0.09)))
+    before = cost.ratio(8, 3, 2.0)
+    for _ in range(60):
+        at += 1.0
+        cost.observe(at, (step(8, 3, 0.143, 0.117),))
+    after = cost.ratio(8, 3, 2.0)
+    assert before is not None and after == pytest.approx(before, rel=0.05)
+    assert cost.step_s(8, 0) == pytest.approx(0.091, rel=0.05)
+
+
+def test_an_old_cell_believes_its_own_new_timing() -> None:
+    """Plain was not timed for two minutes; when it is, the difference goes to plain, not to everything."""
+    cost, at = model(), 0.0
+    cost.observe(at, (step(8, 0, 0.07), step(8, 3, 0.11, 0.09)))
+    for _ in range(120):
+        at += 1.0
+        cost.observe(at, (step(8, 3, 0.11, 0.09),))
+    for _ in range(3):
+        at += 1.0
+        cost.observe(at, (step(8, 0, 0.08),))
+    plain, spec = cost.step_s(8, 0), cost.step_s(8, 3)
+    assert plain == pytest.approx(0.08, rel=0.01)
+    assert spec == pytest.approx(0.11, rel=0.07)
+
+
+def test_one_stall_is_not_believed() -> None:
+    """A single report ten times as slow moves the prediction by little."""
+    cost = model()
+    for second in range(60):
+        cost.observe(float(second), (step(1, 0, 0.04),))
+    cost.observe(60.0, (step(1, 0, 0.4),))
+    assert cost.step_s(1, 0) == pytest.approx(0.04, rel=0.2)
+
+
+def test_unusable_timings_are_left_out() -> None:
+    """Zero, infinite or empty counters change nothing."""
+    cost = model()
+    cost.observe(1.0, (step(1, 0, 0.0), step(1, 0, math.inf), step(1, 0, 0.04, num=0)))
+    assert cost.step_s(1, 0) is None
+
+
+def test_noise_averages_out() -> None:
+    """With 10% noise a step the ratio of two cells timed together is within 2% after a minute."""
+    cost, rng = model(), random.Random(1)
+    for second in range(60):
+        noise = [math.exp(rng.gauss(0.0, 0.1 / math.sqrt(20))) for _ in range(2)]
+        cost.observe(float(second), (step(4, 0, 0.05 * noise[0]), step(4, 3, 0.08 * noise[1], 0.06)))
+    assert cost.ratio(4, 3, 1.6) == pytest.approx(1.0, abs=0.02)

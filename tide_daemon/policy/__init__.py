@@ -1,0 +1,21 @@
+"""Pure decisions: events in, instructions out. No clock, no I/O, no randomness; standard library only.
+
+events.py        what the policy is told; time is inside
+instructions.py  what it answers; each with its cause and its numbers
+settings.py      every limit, with unit and range
+acceptance.py    survival of drafted tokens by position, with forgetting
+speedup.py       what a step costs on a node; TIDE eq. 5
+steps.py         how many drafted tokens at each batch size
+probing.py       the bounded price of finding out
+collection.py    TIDE's Algorithm 1: collect hidden states or not
+rounds.py        when to train
+gate.py          candidate against serving draft
+rollout.py       canary, rest, watch, roll back
+node.py          what is known of one server node
+speculation.py   its steps table: choices and probes
+controller.py    the one place where state changes
+snapshot.py      that state for people, and its invariants
+replay.py        a journal through the same code
+
+Carrying instructions out is in roles/controller.py.
+"""

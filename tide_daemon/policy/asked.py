@@ -1,0 +1,85 @@
+"""What was last asked of each server node and trainer, so that only differences become instructions."""
+
+from dataclasses import dataclass
+
+from tide_daemon.policy.events import NO_DRAFT, ServerFound, StepsTable, TrainerFound, TrainerReported
+from tide_daemon.policy.rounds import TrainerView
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a server node was last asked for; generation 0 when nothing was asked yet."""
+
+    generation: int = 0
+    draft_version: int = NO_DRAFT
+    draft_digest: str = ""
+    steps_table: StepsTable = ()
+    collect: bool = False
+    sample_rate: float = 0.0
+
+    @classmethod
+    def from_found(cls, found: ServerFound) -> "Asked":
+        """What an earlier leader had asked for."""
+        return cls(
+            found.generation,
+            found.draft_version,
+            found.draft_digest,
+            found.steps_table,
+            found.collect,
+            found.sample_rate,
+        )
+
+    def difference(self, wanted: "Asked", steps_reason: str, collect_reason: str) -> str:
+        """In a sentence what `wanted` changes, "" if nothing."""
+        parts = []
+        if (self.draft_version, self.draft_digest) != (wanted.draft_version, wanted.draft_digest):
+            parts.append(f"draft {self.draft_version} to {wanted.draft_version}")
+        if self.steps_table != wanted.steps_table:
+            parts.append(steps_reason)
+        if (self.collect, self.sample_rate) != (wanted.collect, wanted.sample_rate):
+            parts.append(f"collect {wanted.sample_rate:.0%} of requests: {collect_reason}")
+        if self.generation == 0 and not parts:
+            parts.append("first seen")
+        return "; ".join(parts)
+
+
+@dataclass(slots=True)
+class TrainerState:
+    """One trainer: its newest report, and what it was last asked for (generation 0: nothing yet).
+
+    Attributes:
+        failed_at: when it was first seen failed in the round it reports, None if it was not.
+    """
+
+    report: TrainerReported | None = None
+    failed_at: float | None = None
+    generation: int = 0
+    round: int = 0
+    serving_version: int = NO_DRAFT
+    serving_digest: str = ""
+
+    @classmethod
+    def from_found(cls, found: TrainerFound) -> "TrainerState":
+        """What an earlier leader had asked for."""
+        return cls(
+            generation=found.generation,
+            round=found.round,
+            serving_version=found.serving_version,
+            serving_digest=found.serving_digest,
+        )
+
+    def take(self, report: TrainerReported, at: float) -> None:
+        """Take in a report at the controller's time `at`."""
+        same_round = self.report is not None and self.report.round == report.round
+        if report.state != "failed":
+            self.failed_at = None
+        elif self.failed_at is None or not same_round:
+            self.failed_at = at
+        self.report = report
+
+    def view(self, name: str) -> TrainerView | None:
+        """For rounds.py; None while it was never heard of."""
+        report = self.report
+        if report is None:
+            return None
+        return TrainerView(name, report.state, report.round, self.round, report.new_tokens, self.failed_at)

@@ -1,0 +1,287 @@
+"""The controller of one model's fleet: events in, instructions out. The one place where state changes.
+
+Who decides what: gate.py and rollout.py (which draft), speculation.py (how many steps), collection.py,
+rounds.py. This file keeps the state, asks them in a fixed order, and turns what they say into
+instructions when it differs from what was last asked for.
+"""
+
+import math
+from typing import Any
+
+from tide_daemon.policy import collection, gate, rollout, snapshot
+from tide_daemon.policy.asked import Asked, TrainerState
+from tide_daemon.policy.collection import CollectionState
+from tide_daemon.policy.events import (
+    NO_DRAFT,
+    CandidatePublished,
+    ControllerStarted,
+    Event,
+    FleetState,
+    ServerFound,
+    ServerReported,
+    Tick,
+    TrainerFound,
+    TrainerReported,
+    event_cause,
+)
+from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
+from tide_daemon.policy.node import NodeState
+from tide_daemon.policy.rounds import RoundWanted, next_round
+from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.policy.speculation import Speculation
+
+_MAX_PENDING = 16
+_KEPT_SCORES = 64
+_COPY_DUE = "the copy of the state was due"
+
+
+class Controller:
+    """Decides for one model. `handle` is the only method that mutates; everything else reads.
+
+    Invariants (check_invariants): generations grow by one with every instruction for a node; outside a
+    canary stage no node is asked to run anything but the serving draft; in it only the canary is; a node
+    that shall run no draft has an empty steps table; a version is judged once.
+    """
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self.settings = settings
+        self.now = -math.inf
+        self.fleet = FleetState()
+        self.collection = CollectionState()
+        self.nodes: dict[str, NodeState] = {}
+        self.speculation: dict[str, Speculation] = {}
+        self.asked: dict[str, Asked] = {}
+        self.trainers: dict[str, TrainerState] = {}
+        self.pending: list[CandidatePublished] = []
+        self._offline: dict[int, tuple[float, int]] = {}
+        self._kept: FleetState | None = None
+        self._kept_at = -math.inf
+        self._moved: tuple[str, dict[str, float]] = (_COPY_DUE, {})
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """Take in one event; returns what is to be done now, in the order in which it is to be written.
+
+        Time never goes back: an event older than one before it counts as happening now.
+        """
+        self.now = max(self.now, event.at)
+        match event:
+            case ServerReported():
+                self._server_reported(event)
+            case TrainerReported():
+                self._trainer_reported(event)
+            case CandidatePublished():
+                self._candidate_published(event)
+            case ControllerStarted():
+                self._controller_started(event)
+            case ServerFound():
+                self._server_found(event)
+            case TrainerFound():
+                self.trainers.setdefault(event.trainer, TrainerState.from_found(event))
+            case Tick():
+                pass
+            case _:
+                raise TypeError(f"unknown event {type(event).__name__}")
+        cause = event_cause(event)
+        verdicts = self._judge(cause)
+        self._roll_out()
+        trainers = self._set_trainers(cause)
+        servers = self._set_servers(cause)
+        return [*verdicts, *self._keep_fleet(cause), *servers, *trainers]
+
+    def state_map(self) -> dict[str, Any]:
+        """A snapshot as plain types; see snapshot.py."""
+        return snapshot.state_map(self)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the class's invariants do not hold."""
+        snapshot.check_invariants(self)
+
+    def is_alive(self, node: str) -> bool:
+        """Whether a server node was heard of lately."""
+        return self.now - self.nodes[node].heard_at <= self.settings.lost_after_s
+
+    def is_trainer_alive(self, trainer: str) -> bool:
+        """Whether a trainer was heard of lately."""
+        report = self.trainers[trainer].report
+        return report is not None and self.now - report.at <= self.settings.lost_after_s
+
+    # What events change
+
+    def _controller_started(self, event: ControllerStarted) -> None:
+        self.fleet = event.fleet or FleetState()
+        newest = self.fleet.candidate_version or self.fleet.serving_version
+        if newest != NO_DRAFT:
+            self._offline[newest] = (self.fleet.offline_accept_length, self.fleet.offline_num_steps)
+        self._moved = ("a controller began to lead", {})
+
+    def _server_found(self, event: ServerFound) -> None:
+        if event.node not in self.nodes:
+            self._add_node(event.node)
+            self.speculation[event.node].adopt(event.steps_table, event.draft_version, event.at)
+            self.asked[event.node] = Asked.from_found(event)
+
+    def _server_reported(self, event: ServerReported) -> None:
+        if event.node not in self.nodes:
+            self._add_node(event.node)
+        node = self.nodes[event.node]
+        before = node.running_version
+        counted = node.report(event)
+        self.speculation[event.node].account_for(counted)
+        if node.running_version != before and node.running_version in self._offline:
+            node.score_offline(*self._offline[node.running_version])
+        drafted = [step for _, step in counted if step.num_steps > 0]
+        proposals = sum(step.num_proposals for step in drafted)
+        if event.running_version == self.fleet.serving_version and proposals >= self.settings.shift_min_proposals:
+            accept_prob = sum(step.accepted_at[0] for step in drafted) / proposals
+            self.collection = collection.measure(self.collection, accept_prob, self.settings)
+
+    def _trainer_reported(self, event: TrainerReported) -> None:
+        self.trainers.setdefault(event.trainer, TrainerState()).take(event, self.now)
+        positions = sum(score.num_positions for score in event.shadow)
+        if positions >= self.settings.gate_min_positions and event.serving_version != NO_DRAFT:
+            accept_length = math.fsum(score.num_tokens for score in event.shadow) / positions
+            self._score_offline(event.serving_version, max(1.0, accept_length), self.fleet.offline_num_steps)
+
+    def _candidate_published(self, event: CandidatePublished) -> None:
+        known = rollout.was_judged(self.fleet, event.version) or any(c.version == event.version for c in self.pending)
+        if event.version != NO_DRAFT and not known:
+            self.pending = sorted([*self.pending, event], key=lambda item: item.version)[-_MAX_PENDING:]
+
+    def _add_node(self, name: str) -> None:
+        self.nodes[name] = NodeState(name, self.settings)
+        self.speculation[name] = Speculation(self.nodes[name])
+
+    def _score_offline(self, version: int, accept_length: float, num_steps: int) -> None:
+        self._offline[version] = (accept_length, num_steps)
+        for old in sorted(self._offline)[:-_KEPT_SCORES]:
+            del self._offline[old]
+        for node in self.nodes.values():
+            if node.running_version == version:
+                node.score_offline(accept_length, num_steps)
+
+    # What follows
+
+    def _judge(self, cause: str) -> list[Instruction]:
+        """Ask the gate about waiting candidates, oldest first; none while a canary or the rest is under way."""
+        instructions: list[Instruction] = []
+        while self.pending and self.fleet.stage in (rollout.STEADY, rollout.WATCH):
+            canary = self._pick_canary()
+            if canary is None:
+                break
+            candidate = self.pending.pop(0)
+            verdict = gate.judge(candidate, self.fleet.serving_version, self.settings)
+            self.fleet = rollout.with_judged(self.fleet, candidate.version)
+            self.collection = collection.judged(self.collection, verdict.verdict, verdict.gain, self.settings)
+            self._moved = (f"version {candidate.version}: {verdict.verdict}, {verdict.reason}", verdict.numbers)
+            instructions.append(Judged(candidate.version, verdict.verdict, cause, verdict.reason, verdict.numbers))
+            if verdict.verdict == gate.PROMOTE:
+                self._score_offline(candidate.version, verdict.accept_length, candidate.num_steps)
+                self.fleet = rollout.begin(self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now)
+        return instructions
+
+    def _pick_canary(self) -> str | None:
+        """The ready node with most busy time of late, the first by name when equal; None without one."""
+        ready = [node for node in self._alive() if node.engine == "ready"]
+        return max(ready, key=lambda node: node.recent_busy_s).name if ready else None
+
+    def _roll_out(self) -> None:
+        if self.fleet.stage == rollout.STEADY:
+            return
+        views = [
+            rollout.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
+            for name in sorted(self.nodes)
+        ]
+        move = rollout.advance(self.fleet, views, self.now, self.settings)
+        if move is None:
+            return
+        before, self.fleet = self.fleet, move.fleet
+        if before.serving_version != self.fleet.serving_version:
+            self.collection = collection.draft_changed(self.collection)
+        stage = f"{before.stage} of version {before.candidate_version or before.serving_version}"
+        failed = self.fleet.refused != before.refused
+        self._moved = (f"{stage} {'failed, rolled back' if failed else 'passed'}: {move.reason}", move.numbers)
+
+    def _set_trainers(self, cause: str) -> list[Instruction]:
+        wanted = self._next_round()
+        served = (self.fleet.serving_version, self.fleet.serving_digest)
+        instructions: list[Instruction] = []
+        for name in sorted(self.trainers):
+            trainer = self.trainers[name]
+            report = trainer.report
+            if report is None or not self.is_trainer_alive(name):
+                continue
+            begins = wanted is not None and wanted.trainer == name
+            if trainer.generation > 0 and not begins and served == (trainer.serving_version, trainer.serving_digest):
+                continue
+            reason = f"version {served[0]} is served"
+            if wanted is not None and begins:
+                trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
+                self.collection = collection.round_began(self.collection)
+            elif trainer.generation == 0:
+                trainer.round = report.round
+            trainer.generation += 1
+            trainer.serving_version, trainer.serving_digest = served
+            numbers = {"new_tokens": float(report.new_tokens)}
+            instructions.append(SetTrainer(name, trainer.generation, trainer.round, *served, cause, reason, numbers))
+        return instructions
+
+    def _next_round(self) -> RoundWanted | None:
+        """The round to begin now. None before a canary has passed: it would start from a draft about to be replaced."""
+        if self.pending or self.fleet.stage in (rollout.CANARY, rollout.REST):
+            return None
+        views = [self.trainers[name].view(name) for name in sorted(self.trainers) if self.is_trainer_alive(name)]
+        known = [view for view in views if view is not None]
+        return next_round(known, self.now, self.fleet.serving_version, self.collection.shifted, self.settings)
+
+    def _set_servers(self, cause: str) -> list[Instruction]:
+        alive = self._alive()
+        tables = {}
+        for node in alive:
+            version, _ = rollout.draft_for(self.fleet, node.name)
+            is_canary = self.fleet.stage == rollout.CANARY and node.name == self.fleet.canary
+            tables[node.name] = self.speculation[node.name].plan(
+                self.now,
+                may_speculate=version != NO_DRAFT,
+                must_probe=is_canary and len(alive) > 1 and node.running_version == version,
+            )
+        collect, why = collection.decide(
+            self.collection,
+            has_draft=self.fleet.serving_version != NO_DRAFT,
+            pays=any(self.speculation[node.name].pays() for node in alive),
+        )
+        rate = self.settings.sample_rate if collect else self.settings.idle_sample_rate
+        instructions: list[Instruction] = []
+        for node in alive:
+            asked, speculation = self.asked.get(node.name, Asked()), self.speculation[node.name]
+            draft = rollout.draft_for(self.fleet, node.name)
+            wanted = Asked(asked.generation + 1, *draft, tables[node.name], rate > 0.0, rate)
+            reason = asked.difference(wanted, speculation.reason, why)
+            if not reason:
+                continue
+            self.asked[node.name] = wanted
+            instructions.append(
+                SetServer(
+                    node.name,
+                    wanted.generation,
+                    *draft,
+                    wanted.steps_table,
+                    wanted.collect,
+                    rate,
+                    cause,
+                    reason,
+                    speculation.numbers(),
+                )
+            )
+        return instructions
+
+    def _keep_fleet(self, cause: str) -> list[Instruction]:
+        """FleetMoved when the fleet's state changed, or when the newest copy in the journal is old."""
+        due = self.now - self._kept_at >= self.settings.keep_state_s
+        if self.fleet == self._kept and not due:
+            return []
+        self._kept, self._kept_at = self.fleet, self.now
+        (reason, numbers), self._moved = self._moved, (_COPY_DUE, {})
+        return [FleetMoved(self.fleet, cause, reason, numbers)]
+
+    def _alive(self) -> list[NodeState]:
+        return [self.nodes[name] for name in sorted(self.nodes) if self.is_alive(name)]

@@ -1,0 +1,254 @@
+"""What the policy is told. Every event carries its time (`at`, unix seconds by the controller's clock).
+
+Fields mirror wire/records.py as far as decisions need them; roles/controller.py translates. A draft
+that was swapped in is not an event of its own: it shows as `running_version` of a ServerReported.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from tide_daemon.policy.plain import from_plain, to_plain
+
+NO_DRAFT = 0
+"""Version number that means "no trained draft"; the same as in wire/records.py."""
+
+StepsTable = tuple[tuple[int, int], ...]
+"""Ascending (largest batch size, num_steps); above the last entry plain decoding."""
+
+_MIN_STEP_S, _MAX_STEP_S = 1e-6, 3600.0
+"""Bounds of one step's seconds, from a very small model on a fast device to a stalled machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """What happened at one (batch size, num_steps) since the node's previous report.
+
+    Attributes:
+        num_verifies: target forward passes, each over `batch_size` requests.
+        accepted_at: for each draft position, how many requests' drafts were accepted there.
+        step_s, target_s: total seconds of those steps, and of the target's part.
+        median_step_s: robust seconds of one step.
+    """
+
+    batch_size: int
+    num_steps: int
+    num_verifies: int
+    num_tokens: int
+    accepted_at: tuple[int, ...]
+    step_s: float
+    target_s: float
+    median_step_s: float
+
+    @property
+    def num_proposals(self) -> int:
+        """Chains that were verified (one a request a step)."""
+        return self.num_verifies * self.batch_size
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether these counts can be true. What a node sends is checked for form on the wire, for sense here."""
+        falling = (self.num_proposals, *self.accepted_at)
+        return (
+            self.batch_size > 0
+            and self.num_verifies > 0
+            and len(self.accepted_at) == self.num_steps
+            and all(0 <= later <= earlier for earlier, later in pairwise(falling))
+            and 0 <= self.num_tokens <= self.num_proposals * (self.num_steps + 1)
+            and _MIN_STEP_S <= self.median_step_s <= _MAX_STEP_S
+            and _MIN_STEP_S <= self.step_s <= _MAX_STEP_S * self.num_verifies
+            and self.target_s >= 0.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReported:
+    """A server node said what it saw; `engine` is "starting", "ready", "capture_off" or "down"."""
+
+    at: float
+    node: str
+    sequence: int
+    engine: str
+    running_version: int
+    running_digest: str
+    applied_generation: int
+    interval_s: float
+    steps: tuple[StepCount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowScored:
+    """Accept length of the serving draft on recent held-out requests of one workload, offline."""
+
+    workload: str
+    num_requests: int
+    num_positions: int
+    num_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerReported:
+    """A trainer said what it does; `state` is "waiting", "training", "scoring", "publishing" or "failed"."""
+
+    at: float
+    trainer: str
+    sequence: int
+    state: str
+    serving_version: int
+    num_tokens: int
+    new_tokens: int
+    round: int
+    shadow: tuple[ShadowScored, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestScored:
+    """One held-out request under two drafts: sums of accept lengths over the same `num_positions` chain starts."""
+
+    request: str
+    workload: str
+    num_positions: int
+    serving_tokens: float
+    candidate_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatePublished:
+    """A trainer published a draft; `scores` compare it with `parent_version` on chains of `num_steps`."""
+
+    at: float
+    version: int
+    digest: str
+    parent_version: int
+    trainer: str
+    num_train_tokens: int
+    num_steps: int
+    scores: tuple[RequestScored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went on."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFound:
+    """Desired state of a server node as an earlier leader left it; comes before the node's first report."""
+
+    at: float
+    node: str
+    generation: int
+    draft_version: int
+    draft_digest: str
+    steps_table: StepsTable
+    collect: bool
+    sample_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerFound:
+    """Desired state of a trainer as an earlier leader left it; comes before the trainer's first report."""
+
+    at: float
+    trainer: str
+    generation: int
+    round: int
+    serving_version: int
+    serving_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerStarted:
+    """A controller became leader; first event of its reign.
+
+    Attributes:
+        settings: PolicySettings as a plain map, so that a journal can be replayed by itself.
+        fleet: newest FleetState of the journal, None if there is none.
+    """
+
+    at: float
+    model: str
+    settings: dict[str, float]
+    fleet: "FleetState | None"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetState:
+    """Which draft the fleet serves and what is being rolled out. Kept whole in the journal at every change.
+
+    Attributes:
+        serving_version, serving_digest: what every node runs unless it is the canary.
+        previous_version, previous_digest: where a rollback goes.
+        stage: "steady", "canary", "rest" or "watch"; see rollout.py.
+        candidate_version, candidate_digest: on the canary; NO_DRAFT outside that stage.
+        canary: node name, "" outside that stage.
+        since: when the stage began.
+        offline_accept_length: held-out accept length of the newest promoted draft, 1.0 for none.
+        offline_num_steps: chain length of that score.
+        last_gain: gain in accept length of the newest promoted draft, at the gate.
+        judged: versions that the gate has answered, newest last.
+        refused: versions that were rolled back and are not tried again, newest last.
+    """
+
+    serving_version: int = NO_DRAFT
+    serving_digest: str = ""
+    previous_version: int = NO_DRAFT
+    previous_digest: str = ""
+    stage: str = "steady"
+    candidate_version: int = NO_DRAFT
+    candidate_digest: str = ""
+    canary: str = ""
+    since: float = 0.0
+    offline_accept_length: float = 1.0
+    offline_num_steps: int = 3
+    last_gain: float = 0.0
+    judged: tuple[int, ...] = ()
+    refused: tuple[int, ...] = ()
+
+
+Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound
+
+_KINDS: dict[str, type[Any]] = {
+    "server_reported": ServerReported,
+    "trainer_reported": TrainerReported,
+    "candidate_published": CandidatePublished,
+    "tick": Tick,
+    "controller_started": ControllerStarted,
+    "server_found": ServerFound,
+    "trainer_found": TrainerFound,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def event_name(event: Event) -> str:
+    """Name of the event's kind, as in its map."""
+    return _NAMES[type(event)]
+
+
+def event_to_map(event: Event) -> dict[str, Any]:
+    """Plain map of an event; its kind is under "event"."""
+    return {"event": _NAMES[type(event)], **to_plain(event)}
+
+
+def event_from_map(value: dict[str, Any]) -> Event:
+    """Inverse of event_to_map. ValueError when the map is not one."""
+    fields = dict(value)
+    kind = _KINDS.get(str(fields.pop("event", "")))
+    if kind is None:
+        raise ValueError(f"unknown event {value.get('event')!r}")
+    event: Event = from_plain(kind, fields)
+    return event
+
+
+def event_cause(event: Event) -> str:
+    """In a few words which event it was, for the instructions that follow from it."""
+    match event:
+        case ServerReported():
+            return f"server_reported {event.node} {event.sequence}"
+        case TrainerReported():
+            return f"trainer_reported {event.trainer} {event.sequence}"
+        case CandidatePublished():
+            return f"candidate_published {event.version}"
+    return event_name(event)

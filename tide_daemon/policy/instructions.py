@@ -1,0 +1,88 @@
+"""What the policy answers. Each instruction carries the event that caused it, a sentence and the numbers.
+
+SetServer and SetTrainer become desired state. Judged and FleetMoved go to the journal only:
+they say why, and FleetMoved is what the next leader starts from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tide_daemon.policy.events import FleetState, StepsTable
+from tide_daemon.policy.plain import from_plain, to_plain
+
+
+@dataclass(frozen=True, slots=True)
+class SetServer:
+    """Have a server node run this. `generation` grows by one with every change for this node."""
+
+    node: str
+    generation: int
+    draft_version: int
+    draft_digest: str
+    steps_table: StepsTable
+    collect: bool
+    sample_rate: float
+    cause: str
+    reason: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SetTrainer:
+    """Have a trainer score `serving_version` as serving, and begin round `round` if it has not."""
+
+    trainer: str
+    generation: int
+    round: int
+    serving_version: int
+    serving_digest: str
+    cause: str
+    reason: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The gate's answer for one candidate: "promote", "reject" or "need_more_data"."""
+
+    version: int
+    verdict: str
+    cause: str
+    reason: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetMoved:
+    """Which draft the fleet serves, or the stage of a rollout, changed; or a copy of it was due."""
+
+    fleet: FleetState
+    cause: str
+    reason: str
+    numbers: dict[str, float]
+
+
+Instruction = SetServer | SetTrainer | Judged | FleetMoved
+
+_KINDS: dict[str, type[Any]] = {
+    "set_server": SetServer,
+    "set_trainer": SetTrainer,
+    "judged": Judged,
+    "fleet_moved": FleetMoved,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def instruction_to_map(instruction: Instruction) -> dict[str, Any]:
+    """Plain map of an instruction; its kind is under "instruction"."""
+    return {"instruction": _NAMES[type(instruction)], **to_plain(instruction)}
+
+
+def instruction_from_map(value: dict[str, Any]) -> Instruction:
+    """Inverse of instruction_to_map. ValueError when the map is not one."""
+    fields = dict(value)
+    kind = _KINDS.get(str(fields.pop("instruction", "")))
+    if kind is None:
+        raise ValueError(f"unknown instruction {value.get('instruction')!r}")
+    instruction: Instruction = from_plain(kind, fields)
+    return instruction

@@ -1,0 +1,156 @@
+"""What is known of one server node: what it runs, its traffic, its acceptance and its costs. No decisions here.
+
+How many steps follow from it is in speculation.py; which draft the node shall run is in rollout.py.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial, token_accept_prob
+from tide_daemon.policy.events import NO_DRAFT, ServerReported, StepCount
+from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.policy.speedup import CostModel
+from tide_daemon.policy.steps import batch_edges, edge_of
+
+_BUSY_HALF_LIFE_S = 10.0
+_IDLE_BUSY_S = 0.01
+"""Forgotten busy seconds below which a batch size counts as idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Live accept length of the draft that ran before, for the rollout's comparison. `at`: last evidence."""
+
+    accept_length: float
+    num_steps: int
+    evidence: float
+    at: float
+
+
+class NodeState:
+    """One server node. Changed by `report` and `score_offline` only, both called by the controller.
+
+    Attributes:
+        running_since: when it first reported what it runs; running_since_busy_s the same by its busy clock.
+        busy_s: seconds of all steps so far: the clock of probing.
+        live_at: when the running draft was last seen at work.
+        num_implausible: counters left out because they cannot be true.
+    """
+
+    def __init__(self, name: str, settings: PolicySettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.heard_at = -math.inf
+        self.engine = "starting"
+        self.running_version = NO_DRAFT
+        self.running_digest = ""
+        self.running_since = -math.inf
+        self.running_since_busy_s = 0.0
+        self.live_at = -math.inf
+        self.applied_generation = 0
+        self.num_implausible = 0
+        self.busy_s = 0.0
+        self.offline_accept_length = 0.0
+        self.baseline: Baseline | None = None
+        self.cost = CostModel(settings.prior_draft_cost, settings.prior_token_cost)
+        self.edges = batch_edges(settings.max_batch_size)
+        self._busy = dict.fromkeys(self.edges, 0.0)
+        self._plain_seen_at_busy_s: dict[int, float] = {}
+        self.acceptance, self.trial = self._new_acceptance()
+
+    def report(self, event: ServerReported) -> tuple[tuple[int, StepCount], ...]:
+        """Take in one report; returns its plausible counters, each with its batch edge."""
+        self.heard_at, self.engine, self.applied_generation = event.at, event.engine, event.applied_generation
+        another = (event.running_version, event.running_digest) != (self.running_version, self.running_digest)
+        if another:
+            self._draft_changed(event)
+        keep = 0.5 ** (event.interval_s / _BUSY_HALF_LIFE_S)
+        for edge in self.edges:
+            self._busy[edge] *= keep
+        counted = []
+        for step in event.steps:
+            edge_or_none = edge_of(step.batch_size, self.edges)
+            if not step.is_plausible:
+                self.num_implausible += step.num_verifies > 0
+            elif edge_or_none is not None and step.num_steps <= self.settings.max_steps:
+                counted.append((edge_or_none, step))
+        self.cost.observe(event.at, tuple(replace(step, batch_size=edge) for edge, step in counted))
+        for edge, step in counted:
+            self.busy_s += step.step_s
+            self._busy[edge] += step.step_s
+            if step.num_steps == 0:
+                self._plain_seen_at_busy_s[edge] = self.busy_s
+            # The report in which a draft first shows still counts steps of the one before.
+            elif event.running_version != NO_DRAFT and not another:
+                self.acceptance.observe(step.num_proposals, step.accepted_at, step.step_s)
+                self.trial.observe(step.num_proposals, step.accepted_at)
+                self.live_at = event.at
+        return tuple(counted)
+
+    def score_offline(self, accept_length: float, num_steps: int) -> None:
+        """Take the held-out accept length of the running draft as the guess where live evidence is missing."""
+        self.offline_accept_length = accept_length
+        self.acceptance.set_prior(token_accept_prob(accept_length, max(1, num_steps)))
+
+    @property
+    def can_speculate(self) -> bool:
+        """Whether the engine is up and holds a draft."""
+        return self.engine == "ready" and self.running_version != NO_DRAFT
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether enough was seen of the running draft to decide by it."""
+        return self.acceptance.evidence >= self.settings.min_proposals
+
+    @property
+    def recent_busy_s(self) -> float:
+        """Busy seconds of late, all batch sizes, exponentially forgotten."""
+        return math.fsum(self._busy.values())
+
+    def is_busy(self, edge: int) -> bool:
+        """Whether there was traffic at this batch edge lately."""
+        return self._busy[edge] > _IDLE_BUSY_S
+
+    def busiest(self) -> int | None:
+        """The batch edge with most recent busy time, None when the node has been idle."""
+        edge = max(self.edges, key=lambda key: (self._busy[key], -key))
+        return edge if self.is_busy(edge) else None
+
+    def plain_age_s(self, edge: int) -> float | None:
+        """Busy seconds since plain decoding was last timed at this batch edge, None if it never was."""
+        seen = self._plain_seen_at_busy_s.get(edge)
+        return None if seen is None else self.busy_s - seen
+
+    def ratios(self, edge: int, *, offline: bool = False) -> dict[int, float]:
+        """Predicted tokens/s over plain by num_steps >= 1; empty while no step was ever timed.
+
+        Args:
+            offline: by the held-out score alone, without what was seen live.
+        """
+        result = {}
+        survival = self.acceptance.prior_survival() if offline else self.acceptance.survival(self.settings.max_steps)
+        accept_length = 1.0
+        for num_steps, alive in enumerate(survival, start=1):
+            accept_length += alive
+            ratio = self.cost.ratio(edge, num_steps, accept_length)
+            if ratio is not None:
+                result[num_steps] = ratio
+        return result
+
+    def _new_acceptance(self) -> tuple[AcceptanceMonitor, Trial]:
+        s = self.settings
+        monitor = AcceptanceMonitor(
+            s.max_steps, s.short_half_life_s, s.long_half_life_s, s.change_z, s.prior_accept_prob
+        )
+        return monitor, Trial(s.max_steps, s.watch_min_steps, s.prior_accept_prob)
+
+    def _draft_changed(self, event: ServerReported) -> None:
+        """Another draft runs: what was seen becomes the baseline, and the new one has to show itself."""
+        if self.acceptance.evidence > 0:
+            num_steps = self.acceptance.num_steps
+            length = self.acceptance.accept_length(num_steps)
+            self.baseline = Baseline(length, num_steps, self.acceptance.evidence, self.live_at)
+        self.running_version, self.running_digest = event.running_version, event.running_digest
+        self.running_since, self.running_since_busy_s, self.live_at = event.at, self.busy_s, -math.inf
+        self.offline_accept_length = 0.0
+        self.acceptance, self.trial = self._new_acceptance()

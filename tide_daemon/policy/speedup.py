@@ -1,0 +1,178 @@
+"""What a step costs on one node, and what speculation gains there.
+
+Letters: b running requests, g = num_steps drafted tokens, T(n) the target's seconds for n tokens in
+parallel, D0 seconds of one draft step. TIDE eq. 5:
+
+    c(b) = D0 / T(b)      beta(b) = T(b * (g + 1)) / T(b)      speedup = E[l] / (c(b) * g + beta(b))
+
+which is (tokens/s with g) / (tokens/s plain) when a step costs T(b * (g + 1)) + g * D0.
+
+Where (b, g) was measured, its own median is used. Elsewhere the same formula with T interpolated:
+every measured cell gives one point of T (n = b for plain; n = b * (g + 1) and the target's share of
+the step for speculation); the points are made monotone by a running maximum and joined by lines.
+Below the smallest n, T is flat; above the largest it goes on with the overall slope. D0 is the
+draft's part of the measured cell whose b is nearest. Before anything speculated, D0 and the slope
+come from the settings' priors.
+
+A machine gets slower and faster as a whole (neighbours, clock rates, longer contexts), and only one
+cell is measured at a time, so comparing a fresh cell with an old one would mislead. Each observation
+is therefore split between a factor common to all cells and the cell itself, like a two-state Kalman
+filter on log seconds with its cross terms left out: what was seen a moment ago is known well, so a
+change there moves the factor; a cell not seen for minutes takes the change itself.
+"""
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from tide_daemon.policy.events import StepCount
+
+_FACTOR_DRIFT = 0.0005
+"""Growth of the common factor's variance a second, log units squared: about 2% in a second, 12% in 30 s."""
+_CELL_DRIFT = 0.00002
+"""The same of a cell that is not seen: about 5% in two minutes."""
+_STEP_NOISE = 0.01
+"""Variance of one step's log seconds (10%); a median over n steps has n times less, down to the floor."""
+_NOISE_FLOOR = 0.0001
+_OUTLIER = 5.0
+"""A median this many times off what the cell says is moved to that bound: one stall must not be believed at once."""
+_MIN_TARGET_SHARE = 0.05
+"""A target pass is never free: a node that says so must not make every chain look free."""
+_MAX_CELLS = 1024
+
+
+def speedup(accept_length: float, draft_cost: float, num_steps: int, verify_cost: float) -> float:
+    """TIDE eq. 5: E[l] / (c * gamma + beta). Costs are in units of T(b)."""
+    return accept_length / (draft_cost * num_steps + verify_cost)
+
+
+@dataclass(slots=True)
+class _Cell:
+    """Log seconds at common factor 1, its variance, and the target's share of the step."""
+
+    log_s: float
+    variance: float
+    at: float
+    target_share: float
+    num_verifies: int
+
+
+class CostModel:
+    """Step seconds by (batch size, num_steps) on one node. Changed by `observe` only.
+
+    Args:
+        prior_draft_cost: D0 / T of the smallest batch before any draft step was timed.
+        prior_token_cost: T(n) = T(n0) * (1 + this * (n / n0 - 1)) before T was measured at two sizes.
+    """
+
+    def __init__(self, prior_draft_cost: float, prior_token_cost: float) -> None:
+        self._prior_draft_cost = prior_draft_cost
+        self._prior_token_cost = prior_token_cost
+        self._cells: dict[tuple[int, int], _Cell] = {}
+        self._factor = 0.0
+        self._factor_variance = 0.0
+        self._factor_at = 0.0
+        self._curve: list[tuple[float, float]] | None = None
+
+    def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
+        """Take in the timings of one report; steps without a usable time are left out."""
+        for step in sorted(steps, key=lambda item: (item.batch_size, item.num_steps)):
+            usable = 0.0 < step.median_step_s < math.inf and step.step_s > 0.0
+            if step.num_verifies > 0 and step.batch_size > 0 and usable:
+                self._observe_cell(at, step)
+        if len(self._cells) > _MAX_CELLS:
+            oldest = sorted(self._cells, key=lambda key: (self._cells[key].at, key))
+            for key in oldest[: len(self._cells) - _MAX_CELLS]:
+                del self._cells[key]
+        self._curve = None
+
+    def measured_at(self, batch_size: int, num_steps: int) -> float | None:
+        """When this cell was last seen, None if never."""
+        cell = self._cells.get((batch_size, num_steps))
+        return None if cell is None else cell.at
+
+    def step_s(self, batch_size: int, num_steps: int) -> float | None:
+        """Seconds of one step, measured or from the formula; None while no plain or target time is known."""
+        cell = self._cells.get((batch_size, num_steps))
+        if cell is not None:
+            return math.exp(cell.log_s + self._factor)
+        target = self.target_s(batch_size * (num_steps + 1))
+        if target is None:
+            return None
+        return target + num_steps * self.draft_s(batch_size)
+
+    def ratio(self, batch_size: int, num_steps: int, accept_length: float) -> float | None:
+        """Predicted tokens/s over plain at this batch size; None while nothing is known."""
+        plain, step = self.step_s(batch_size, 0), self.step_s(batch_size, num_steps)
+        if plain is None or step is None:
+            return None
+        return speedup(accept_length, 0.0, num_steps, step / plain)
+
+    def target_s(self, num_tokens: int) -> float | None:
+        """T(n): the target's seconds for n tokens in parallel, interpolated; None while no cell is known."""
+        curve = self._target_curve()
+        if not curve:
+            return None
+        first_n, first_s = curve[0]
+        last_n, last_s = curve[-1]
+        scale = math.exp(self._factor)
+        if num_tokens <= first_n:
+            return first_s * scale
+        if num_tokens >= last_n:
+            slope = (last_s - first_s) / (last_n - first_n) if last_n > first_n else 0.0
+            slope = slope or self._prior_token_cost * first_s / first_n
+            return (last_s + slope * (num_tokens - last_n)) * scale
+        index = bisect_left(curve, (float(num_tokens), 0.0))
+        (left_n, left_s), (right_n, right_s) = curve[index - 1], curve[index]
+        return (left_s + (right_s - left_s) * (num_tokens - left_n) / (right_n - left_n)) * scale
+
+    def draft_s(self, batch_size: int) -> float:
+        """D0 at this batch size: seconds of one draft step."""
+        spec = [key for key in self._cells if key[1] > 0]
+        if not spec:
+            return self._prior_draft_cost * (self.target_s(1) or 0.0)
+        nearest = min(spec, key=lambda key: (abs(math.log(key[0] / batch_size)), key))
+        cell = self._cells[nearest]
+        return (1.0 - cell.target_share) * math.exp(cell.log_s + self._factor) / nearest[1]
+
+    def _observe_cell(self, at: float, step: StepCount) -> None:
+        seen = math.log(step.median_step_s)
+        share = min(1.0, max(_MIN_TARGET_SHARE, step.target_s / step.step_s)) if step.num_steps > 0 else 1.0
+        noise = max(_STEP_NOISE / step.num_verifies, _NOISE_FLOOR)
+        key = (step.batch_size, step.num_steps)
+        cell = self._cells.get(key)
+        if cell is None:
+            variance = noise + self._factor_variance
+            self._cells[key] = _Cell(seen - self._factor, variance, at, share, step.num_verifies)
+            self._factor_at = max(self._factor_at, at)
+            return
+        self._factor_variance += _FACTOR_DRIFT * max(0.0, at - self._factor_at)
+        self._factor_at = max(self._factor_at, at)
+        cell.variance += _CELL_DRIFT * max(0.0, at - cell.at)
+        total = self._factor_variance + cell.variance + noise
+        surprise = seen - (cell.log_s + self._factor)
+        bound = _OUTLIER * math.sqrt(total)
+        surprise = min(bound, max(-bound, surprise))
+        factor_gain, cell_gain = self._factor_variance / total, cell.variance / total
+        self._factor += factor_gain * surprise
+        cell.log_s += cell_gain * surprise
+        self._factor_variance *= 1.0 - factor_gain
+        cell.variance *= 1.0 - cell_gain
+        weight = min(1.0, max(0.1, step.num_verifies / (cell.num_verifies + step.num_verifies)))
+        cell.target_share += weight * (share - cell.target_share)
+        cell.num_verifies += step.num_verifies
+        cell.at = at
+
+    def _target_curve(self) -> list[tuple[float, float]]:
+        """Points (n, seconds at factor 1), n ascending, seconds non-decreasing; built once per observation."""
+        if self._curve is None:
+            sums: dict[int, list[float]] = {}
+            for (batch_size, num_steps), cell in sorted(self._cells.items()):
+                target = math.exp(cell.log_s) * cell.target_share
+                sums.setdefault(batch_size * (num_steps + 1), []).append(target)
+            curve, highest = [], 0.0
+            for num_tokens in sorted(sums):
+                highest = max(highest, math.fsum(sums[num_tokens]) / len(sums[num_tokens]))
+                curve.append((float(num_tokens), highest))
+            self._curve = curve
+        return self._curve
