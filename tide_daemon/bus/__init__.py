@@ -1,0 +1,1 @@
+"""The broker behind a small port: see port.py, then jetstream.py or memory.py."""
