@@ -1,0 +1,186 @@
+"""Steps table, step times, top log-probabilities, merging, rank commands, settings, target, start arguments."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tide_daemon.engine.sglang import ranks
+from tide_daemon.engine.sglang.merge import merge_steps, parse_steps
+from tide_daemon.engine.sglang.settings import PluginSettings, read_settings, write_settings
+from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, command, prepare
+from tide_daemon.engine.sglang.steps import Steps
+from tide_daemon.engine.sglang.target import default_aux_layers, target_spec
+from tide_daemon.engine.sglang.timing import StepTimes
+from tide_daemon.engine.sglang.topk import TopLogprobs
+from tide_daemon.errors import ConfigError, EngineError
+
+
+def test_steps_by_batch_size() -> None:
+    steps = Steps([0, 1, 2, 3])
+    steps.set_table([(1, 3), (4, 1)])
+    assert [steps.for_batch(n) for n in (1, 2, 4, 5)] == [0, 0, 0, 0], "no draft loaded"
+    steps.allowed = True
+    assert [steps.for_batch(n) for n in (1, 2, 4, 5)] == [3, 1, 1, 0]
+    steps.cold_majority = True
+    assert steps.for_batch(1) == 0
+
+
+@pytest.mark.parametrize("table", [[(4, 1), (2, 1)], [(2, 1), (2, 0)], [(0, 1)], [(1, 4)], [(1, -1)]])
+def test_bad_tables_are_refused(table: list[tuple[int, int]]) -> None:
+    steps = Steps([0, 1, 2, 3])
+    with pytest.raises(EngineError):
+        steps.set_table(table)
+    assert steps.table == ()
+
+
+def test_step_times_count_and_take_medians() -> None:
+    times = StepTimes()
+    for seconds in (0.1, 0.2, 9.0):
+        times.add(2, 3, [0, 2], seconds, seconds / 2)
+    times.add(1, 0, [0], 0.05, 0.05)
+    plain, drafted = parse_steps(times.snapshot())
+    assert (plain.batch_size, plain.num_steps, plain.num_tokens, plain.accepted_at) == (1, 0, 1, ())
+    assert (drafted.num_verifies, drafted.num_tokens, drafted.accepted_at) == (3, 12, (3, 3, 0))
+    assert drafted.step_s == pytest.approx(9.3)
+    assert drafted.median_step_s == 0.2
+
+
+def test_step_times_are_bounded() -> None:
+    times = StepTimes()
+    for batch in range(5000):
+        times.add(batch, 0, [0], 0.1, 0.1)
+    assert len(times.snapshot()) == 4096
+
+
+def test_merge_sums_ranks() -> None:
+    times = StepTimes()
+    times.add(2, 1, [1, 0], 0.2, 0.1)
+    rank = parse_steps(times.snapshot())
+    (both,) = merge_steps([rank, rank])
+    assert (both.num_verifies, both.num_tokens, both.accepted_at) == (2, 6, (2,))
+    assert both.median_step_s == pytest.approx(0.2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 8), st.integers(1, 20), st.integers(0, 2**31))
+def test_top_logprobs_equal_the_plain_computation(vocab: int, k: int, rows: int, seed: int) -> None:
+    k = min(k, vocab)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocab, generator=generator) * 5
+    compute = TopLogprobs(vocab, k)
+    wanted = torch.arange(rows).flip(0)
+    for _ in range(2):  # the scratch buffer is used again
+        ids, logprobs = compute(logits, wanted)
+    expected = torch.log_softmax(logits[wanted], -1).topk(k, dim=-1)
+    assert torch.equal(ids.long(), expected.indices)
+    assert torch.allclose(logprobs.float(), expected.values, atol=2e-2, rtol=1e-3)
+
+
+def test_top_logprobs_leave_the_logits_alone() -> None:
+    logits = torch.randn(3, 300).to(torch.bfloat16)
+    before = logits.clone()
+    TopLogprobs(300, 4)(logits, torch.tensor([0, 2]))
+    assert torch.equal(logits, before)
+
+
+def test_rank_commands_round_trip() -> None:
+    table = [(1, 3), (8, 1)]
+    args = ranks.steps_args(table)
+    assert ranks.is_ours(args)
+    assert ranks.table_of(args) == table
+    assert ranks.table_of(ranks.steps_args([])) == []
+    assert ranks.table_of(ranks.swap_args(3)) is None
+    assert not ranks.is_ours({"pp_max_micro_batch_size": 1})
+
+
+def test_plugin_settings_round_trip(tmp_path: Path) -> None:
+    assert read_settings(tmp_path) == PluginSettings()
+    made = PluginSettings(topk=3, sample_rate=0.5, collect=False)
+    write_settings(tmp_path, made)
+    assert read_settings(tmp_path) == made
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"topk": "3"}', '{"topk": 3.5}', '{"topk": 65}', '{"extra": 1}'])
+def test_bad_plugin_settings_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plugin.json").write_text(text)
+    with pytest.raises(ConfigError):
+        read_settings(tmp_path)
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {
+        "hidden_size": 16,
+        "vocab_size": 64,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "intermediate_size": 32,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 128,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_fingerprint_follows_config_and_weights(model_dir: Path) -> None:
+    first = target_spec(model_dir, "m", (1, 2, 3))
+    assert target_spec(model_dir, "m", (1, 2, 3)) == first
+    (model_dir / "model.safetensors").write_bytes(b"x" * 101)
+    second = target_spec(model_dir, "m", (1, 2, 3))
+    assert second.target_fingerprint != first.target_fingerprint
+    assert second.vocab_hash == first.vocab_hash
+    (model_dir / "tokenizer.json").write_text("{ }")
+    assert target_spec(model_dir, "m", (1, 2, 3)).vocab_hash != first.vocab_hash
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_missing_files_are_named(model_dir: Path, name: str) -> None:
+    (model_dir / name).unlink()
+    with pytest.raises(ConfigError, match=r"config\.json|weight files|tokenizer"):
+        target_spec(model_dir, "m", (1, 2, 3))
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(30, (0, 15, 28)), (6, (0, 3, 4)), (4, (0, 1, 2))])
+def test_default_layers(layers: int, expected: tuple[int, ...]) -> None:
+    """Three distinct layers, none of them the last: SGLang cannot capture that one's output."""
+    assert default_aux_layers(layers) == expected
+
+
+def test_a_target_of_three_layers_has_no_default() -> None:
+    with pytest.raises(ConfigError, match="three"):
+        default_aux_layers(3)
+
+
+def test_command_holds_ours_and_theirs(model_dir: Path, tmp_path: Path) -> None:
+    made = SglangSettings(
+        "m", "n", tmp_path / "run", model_dir, ("--dtype", "float32"), device="cpu", draft_vocab_size=32, max_steps=3
+    )
+    made.environment["SGLANG_PLUGINS"] = "other"
+    prepare(made, (1, 3, 5))
+    arguments, environment = command(made)
+    assert environment["TIDE_ENGINE_DIR"] == str(tmp_path / "run")
+    assert environment["SGLANG_PLUGINS"] == "other,tide"
+    assert arguments[arguments.index("--dtype") : arguments.index("--dtype") + 2] == ("--dtype", "float32")
+    assert json.loads((tmp_path / "run/steps.json").read_text()) == {"1": {"candidate_steps": [0, 1, 2, 3]}}
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    placeholder = json.loads((tmp_path / "run/placeholder/config.json").read_text())
+    assert placeholder["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--port", "1"), ("--speculative-num-steps=3",), ("--enable-dp-attention",), ("--model-path", "x")]
+)
+def test_arguments_that_are_ours_or_cannot_work(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError):
+        check_arguments(arguments)

@@ -1,0 +1,1 @@
+"""The inference engine of a server node, behind one port; see port.py."""

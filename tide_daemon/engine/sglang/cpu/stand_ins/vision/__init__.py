@@ -1,0 +1,1 @@
+"""Holds torchvision; put on PYTHONPATH where the real one is not installed."""

@@ -1,0 +1,5 @@
+"""Stand-in for torchvision.transforms.v2.functional."""
+
+from torchvision._absent import names_of
+
+__getattr__ = names_of(__name__)

@@ -1,0 +1,100 @@
+"""Which requests are captured, and how far each one is.
+
+Decided once per request, when its first rows appear, and kept on SGLang's own request object: it is
+freed with the request, whichever way that ends. What a client may say travels in `custom_params`,
+which the OpenAI endpoints (chat and completions, `extra_body=`) and /generate (`sampling_params`) hand
+through to `Req.sampling_params` unchanged (srt/entrypoints/openai/protocol.py 1035, 1232;
+serving_completions.py 172; srt/sampling/sampling_params.py 180):
+
+    {"custom_params": {"tide": "off"}}               nothing of this request is captured
+    {"custom_params": {"tide_workload": "code"}}     label of its traffic class
+"""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tide_daemon.engine.sglang.settings import OPT_OUT_KEY, WORKLOAD_KEY
+
+ATTRIBUTE = "tide_capture"
+HEALTH_CHECK_PREFIX = "HEALTH_CHECK"
+_SALT = secrets.token_bytes(16)
+_LABEL = re.compile(r"[A-Za-z0-9_.:/-]{0,64}")
+"""Labels that a chunk may carry, see wire/kinds.py."""
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One captured request.
+
+    Attributes:
+        key: uint64 [2], random: never the client's own id.
+        workload: its label, "" for none.
+        next_position: first position not yet captured; earlier ones are not captured again (a retracted
+            request runs its prefill a second time).
+        num_rows: rows written.
+        gap: rows were dropped since the last one written.
+        ended: its last row has been written, or capture of it stopped.
+        plain_logits: the logits are the target's own (no penalty, bias, grammar or custom processor).
+    """
+
+    key: np.ndarray
+    workload: str
+    plain_logits: bool
+    next_position: int = 0
+    num_rows: int = 0
+    gap: bool = False
+    ended: bool = False
+
+
+OPTED_OUT = "opted_out"
+NOT_SAMPLED = "not_sampled"
+
+
+def chosen(rid: str, rate: float) -> bool:
+    """Whether a request id falls into the sampled share; salted, so that nobody can choose an id that does."""
+    if rate >= 1.0:
+        return True
+    digest = hashlib.blake2b(rid.encode("utf-8", "replace"), digest_size=8, key=_SALT).digest()
+    return int.from_bytes(digest, "big") < rate * 2**64
+
+
+def admit(req: Any, sample_rate: float) -> Tracked | str:
+    """Decide on a request that has not been seen before.
+
+    Returns:
+        Its tracking record, or OPTED_OUT or NOT_SAMPLED.
+    """
+    params = req.sampling_params.custom_params
+    wishes = params if isinstance(params, dict) else {}
+    if wishes.get(OPT_OUT_KEY) == "off":
+        return OPTED_OUT
+    rid = str(req.rid)
+    if rid.startswith(HEALTH_CHECK_PREFIX) or req.multimodal_inputs is not None or req.input_embeds is not None:
+        return NOT_SAMPLED  # states of such requests do not follow from token ids
+    if not chosen(rid, sample_rate):
+        return NOT_SAMPLED
+    workload = wishes.get(WORKLOAD_KEY)
+    return Tracked(
+        key=np.frombuffer(secrets.token_bytes(16), dtype="<u8"),
+        workload=workload if isinstance(workload, str) and _LABEL.fullmatch(workload) else "",
+        plain_logits=_has_plain_logits(req),
+    )
+
+
+def _has_plain_logits(req: Any) -> bool:
+    """Verification changes the logits in place for these (srt/speculative/eagle_utils.py, eagle_sample)."""
+    params = req.sampling_params
+    return (
+        params.frequency_penalty == 0.0
+        and params.presence_penalty == 0.0
+        and params.repetition_penalty == 1.0
+        and not params.min_new_tokens
+        and not params.logit_bias
+        and req.grammar is None
+        and req.custom_logit_processor is None
+    )

@@ -1,0 +1,121 @@
+"""How SGLang is started: the run directory, its arguments and its environment."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tide_daemon.engine.sglang.launch_env import launch
+from tide_daemon.engine.sglang.settings import ENGINE_DIR, PluginSettings, write_settings
+from tide_daemon.engine.sglang.target import prepare_placeholder
+from tide_daemon.errors import ConfigError
+
+_STEPS_FILE = "steps.json"
+_PLACEHOLDER = "placeholder"
+
+
+@dataclass(frozen=True, slots=True)
+class SglangSettings:
+    """How SGLang is run on this node.
+
+    Attributes:
+        model: the target's short name in subjects.
+        node: this node's name.
+        run_dir: for sockets, logs, settings and the placeholder draft; short, sockets allow 107 bytes.
+        model_path: the target, a local folder in Hugging Face format.
+        arguments: the operator's own, as for `python -m sglang.launch_server`.
+        host, port: where SGLang serves.
+        device: "auto", "cpu" or "gpu".
+        cpu_threads: threads of SGLang's linear algebra on a CPU.
+        aux_layer_ids: 0-based layers whose output is captured; empty: a low, a middle and a high one.
+        draft_vocab_size: rows of the draft's LM head, fixed while SGLang runs.
+        max_steps: most draft steps that may be asked for.
+        plugin: settings of the plug-in.
+        codec, chunk_bytes, chunk_max_age_s: how rows become chunks, see assemble.py.
+        start_timeout_s: SGLang must be ready after this, or it is started again.
+        restart_backoff_max_s: longest wait before it is started again.
+        command_timeout_s: it must answer a command within this.
+        attach: do not start SGLang, wait for one in run_dir.
+        environment: variables added to SGLang's environment; they win.
+    """
+
+    model: str
+    node: str
+    run_dir: Path
+    model_path: Path
+    arguments: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 30000
+    device: str = "auto"
+    cpu_threads: int = 1
+    aux_layer_ids: tuple[int, ...] = ()
+    draft_vocab_size: int = 32_000
+    max_steps: int = 5
+    plugin: PluginSettings = field(default_factory=PluginSettings)
+    codec: str = "bf16-planes"
+    chunk_bytes: int = 768 * 1024
+    chunk_max_age_s: float = 5.0
+    start_timeout_s: float = 600.0
+    restart_backoff_max_s: float = 60.0
+    command_timeout_s: float = 30.0
+    attach: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(settings: SglangSettings, aux_layer_ids: tuple[int, ...]) -> None:
+    """Make the run directory ready: the plug-in's settings, a placeholder draft, the candidate steps.
+
+    Raises:
+        ConfigError: the target cannot carry a draft.
+        OSError: the directory cannot be written.
+    """
+    run_dir = settings.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.chmod(0o700)  # the control channel is this user's alone
+    if settings.attach:
+        return
+    write_settings(run_dir, settings.plugin)
+    prepare_placeholder(run_dir / _PLACEHOLDER, settings.model_path, aux_layer_ids, settings.draft_vocab_size)
+    steps = {"1": {"candidate_steps": list(range(settings.max_steps + 1))}}
+    (run_dir / _STEPS_FILE).write_text(json.dumps(steps))
+
+
+def command(settings: SglangSettings) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Arguments and environment of `python -m sglang.launch_server`."""
+    arguments = [
+        "--model-path", str(settings.model_path), "--host", settings.host, "--port", str(settings.port),
+        *settings.arguments,
+        "--speculative-algorithm", "EAGLE3",
+        "--speculative-draft-model-path", str(settings.run_dir / _PLACEHOLDER),
+        "--speculative-num-steps", str(settings.max_steps),
+        "--speculative-eagle-topk", "1",
+        "--speculative-num-draft-tokens", str(settings.max_steps + 1),
+        "--speculative-adaptive",
+        "--speculative-adaptive-config", str(settings.run_dir / _STEPS_FILE),
+    ]  # fmt: skip
+    base = dict(os.environ) | settings.environment
+    if settings.device == "cpu" and "--device" not in settings.arguments:
+        arguments += ["--device", "cpu"]
+    base.setdefault("OMP_NUM_THREADS", str(settings.cpu_threads))
+    base.setdefault("HF_HUB_OFFLINE", "1")  # the target and the draft are local folders
+    completed = launch(arguments, base)
+    environment = dict(completed.environment)
+    environment[ENGINE_DIR] = str(settings.run_dir)
+    allowed = environment.get("SGLANG_PLUGINS", "")
+    if allowed and "tide" not in allowed.split(","):
+        environment["SGLANG_PLUGINS"] = f"{allowed},tide"
+    return completed.arguments, environment
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for arguments of the operator that are ours to set or that cannot work."""
+    ours = ("--model-path", "--host", "--port", "--speculative-")
+    clash = [argument for argument in arguments if argument.startswith(ours)]
+    if clash:
+        raise ConfigError(
+            f"server.arguments: {', '.join(clash)} belong to tide-daemon; use server.model_path, host, port and [draft]"
+        )
+    unable = {"--enable-dp-attention", "--enable-two-batch-overlap", "--enable-pdmux"} & set(arguments)
+    if unable:
+        raise ConfigError(f"server.arguments: SGLang has no adaptive draft steps with {', '.join(sorted(unable))}")

@@ -1,0 +1,59 @@
+"""How many tokens the draft proposes for a batch: a table by batch size, changed at run time.
+
+SGLang asks `AdaptiveSpeculativeParams.get_steps_for_batch` before each decode batch (srt/speculative/
+adaptive_runtime_state.py, activate_step_by_batch) and has a runtime state ready for each candidate. Our
+table answers instead of SGLang's own rule, whose reaction to verification results is silenced.
+"""
+
+from collections.abc import Sequence
+
+from tide_daemon.errors import EngineError
+
+MAX_TABLE = 256
+
+
+def check_table(table: Sequence[tuple[int, int]], candidates: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """A valid table.
+
+    Args:
+        table: (largest batch size, num_steps), ascending; above the last entry plain decoding.
+        candidates: the numbers of steps that the engine has states for.
+
+    Raises:
+        EngineError: not ascending, or a number of steps that the engine was not started with.
+    """
+    entries = tuple((int(batch), int(steps)) for batch, steps in table)
+    sizes = [batch for batch, _ in entries]
+    if len(entries) > MAX_TABLE or sizes != sorted(set(sizes)) or any(size < 1 for size in sizes):
+        raise EngineError("steps table: batch sizes must be at least 1 and ascending")
+    if wrong := sorted({steps for _, steps in entries} - set(candidates)):
+        raise EngineError(f"steps table: {wrong} steps asked for, the engine was started with {sorted(candidates)}")
+    return entries
+
+
+class Steps:
+    """The table in force. The control thread replaces it whole; the step loop reads it.
+
+    Attributes:
+        allowed: False while no trained draft is loaded: then always 0.
+        cold_majority: most requests of the coming batch have no usable draft KV, see cold.py.
+    """
+
+    def __init__(self, candidates: Sequence[int]) -> None:
+        self.candidates = tuple(sorted(candidates))
+        self.table: tuple[tuple[int, int], ...] = ()
+        self.allowed = False
+        self.cold_majority = False
+
+    def set_table(self, table: Sequence[tuple[int, int]]) -> None:
+        """Raises EngineError for a table that this engine cannot follow."""
+        self.table = check_table(table, self.candidates)
+
+    def for_batch(self, batch_size: int) -> int:
+        """Draft steps for a batch of this many requests."""
+        if not self.allowed or self.cold_majority:
+            return 0
+        for largest, steps in self.table:
+            if batch_size <= largest:
+                return steps
+        return 0
