@@ -1,0 +1,63 @@
+"""A trainer from chunks to published drafts, over the in-memory bus, with a real worker process."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tests.integration.trainer.harness import Surroundings, Trainer, eventually
+from tests.trainer_samples import SPEC
+from tide_daemon.bus.memory import MemoryBus
+from tide_daemon.draft import checkpoint
+from tide_daemon.roles.draft_fetch import DraftFetcher
+
+
+async def test_day_0_then_a_round_on_top(bus: MemoryBus, target: Path, tmp_path: Path) -> None:
+    """The first draft comes from nothing but traffic; the second goes on from it, is a delta, and accepts more."""
+    around = Surroundings(bus)
+    trainer = Trainer(bus, tmp_path / "state", target)
+    await around.serve(40)
+    await around.desire(1)
+    first = await around.manifest(1)
+    assert (first.parent_version, first.base_version, first.trainer) == (0, None, "t1")
+    assert first.scores
+    plain = sum(s.num_positions for s in first.scores)
+    assert sum(s.serving_tokens for s in first.scores) == plain
+    path = await DraftFetcher(bus, tmp_path / "cache").fetch(SPEC, 1, first.content_digest)
+    assert checkpoint.load(path).config.draft_vocab_size == 96
+    await around.serve(40)
+    await trainer.until(lambda shown: shown["num_requests"] == 80)
+    await around.desire(2, first)
+    second = await around.manifest(2)
+    assert (second.parent_version, second.base_version, second.base_digest) == (1, 1, first.content_digest)
+    assert second.num_train_tokens > first.num_train_tokens
+    serving = sum(s.serving_tokens for s in second.scores) / sum(s.num_positions for s in second.scores)
+    candidate = sum(s.candidate_tokens for s in second.scores) / sum(s.num_positions for s in second.scores)
+    assert candidate > serving > 1.0
+    shown = await trainer.until(lambda shown: shown["state"] == "waiting" and bool(shown["shadow"]))
+    assert shown["worker_starts"] == 1
+
+    async def waiting() -> bool | None:
+        report = await around.report()
+        assert (report.round, report.serving_version) == (2, 1)
+        return True if report.state == "waiting" and report.shadow else None
+
+    await eventually(waiting, 10)
+    await trainer.stop()
+
+
+async def test_chunks_of_another_target_are_refused_and_counted(bus: MemoryBus, target: Path, tmp_path: Path) -> None:
+    """They are ended for good, and the report says why."""
+    around = Surroundings(bus)
+    trainer = Trainer(bus, tmp_path / "state", target)
+    await around.serve(2)
+    await trainer.until(lambda shown: shown["num_requests"] == 2)
+    other = replace(SPEC, aux_layer_ids=(0, 1, 3))
+    await around.serve(3, edit=lambda chunk: replace(chunk, spec=other))
+    await bus.publish("tide.v1.hidden.tiny.node-a", b"rubbish")
+    shown = await trainer.until(lambda shown: sum(shown["refused"].values()) == 7)  # type: ignore[attr-defined]
+    assert shown["refused"] == {"other_aux_layer_ids": 6, "damaged": 1}
+
+    async def told() -> bool | None:
+        return any("other_aux_layer_ids" in problem for problem in (await around.report()).problems) or None
+
+    await eventually(told, 10)
+    await trainer.stop()
