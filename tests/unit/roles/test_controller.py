@@ -1,0 +1,350 @@
+"""The controller's shell on the in-memory bus: what stands on the subjects, and who may write it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+from tests.nats_fixture import NatsServer
+from tide_daemon.bus.connection import ConnectSettings
+from tide_daemon.bus.jetstream import JetStreamBus
+from tide_daemon.bus.memory import MemoryBroker, MemoryBus
+from tide_daemon.bus.port import Bus
+from tide_daemon.bus.topology import MIB, TopologyLimits, build_topology
+from tide_daemon.policy.replay import replay
+from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.roles.controller import ControllerRole
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import (
+    Decision,
+    DesiredServer,
+    DesiredTrainer,
+    DraftManifest,
+    NodeReport,
+    PartEntry,
+    Record,
+    RequestScore,
+    StepStats,
+    TargetSpec,
+    TensorEntry,
+    TrainerReport,
+)
+
+MODEL = "target"
+TOPOLOGY = build_topology(
+    TopologyLimits(hidden_max_bytes=MIB, draft_max_bytes=MIB, target_max_bytes=MIB, journal_max_bytes=4 * MIB)
+)
+SETTINGS = PolicySettings(max_batch_size=8, settle_s=0.0)
+SPEC = TargetSpec(MODEL, "a" * 64, "b" * 64, (1, 5, 9), 16, 100)
+
+
+class World:
+    """A broker, and nodes that speak when told to."""
+
+    def __init__(self, bus: Bus | None = None) -> None:
+        self.broker = MemoryBroker(TOPOLOGY)
+        self.bus: Bus = bus or MemoryBus(self.broker)
+        self._sequence = 0
+
+    def role(self, name: str = "first", bus: Bus | None = None) -> ControllerRole:
+        own = bus or MemoryBus(self.broker)
+        return ControllerRole(own, SETTINGS, MODEL, name, lease_ttl_s=1, tick_s=0.02)
+
+    @asynccontextmanager
+    async def running(self, role: ControllerRole) -> AsyncIterator[ControllerRole]:
+        stop = asyncio.Event()
+        task = asyncio.create_task(role.run(stop))
+        try:
+            yield role
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, 5.0)
+
+    async def send(self, record: Record) -> None:
+        data, message_id = envelope.encode(record), subjects.message_id(MODEL, record)
+        await self.bus.publish(subjects.subject_of(MODEL, record), data, message_id=message_id)
+
+    async def server_reports(self, node: str = "node-a", version: int = 0) -> None:
+        self._sequence += 1
+        step = StepStats(4, 0, 20, 80, (), 1.0, 1.0, 0.05)
+        digest = f"{version:064x}" if version else ""
+        await self.send(
+            NodeReport(node, 1.0, self._sequence, "ready", version, digest, 0, 4, 1.0, (step,),
+                       True, 0, 0, 0, 0, 0, 0, 1)
+        )  # fmt: skip
+
+    async def trainer_reports(self, new_tokens: int, round_: int = 0) -> None:
+        self._sequence += 1
+        await self.send(
+            TrainerReport("trainer-a", 1.0, self._sequence, "waiting", 0, 0, 9, new_tokens, 3, new_tokens, 0, round_,
+                          0, 0, 0.0)
+        )  # fmt: skip
+
+    async def publishes(self, version: int, parent: int = 0, gain: float = 0.4) -> None:
+        scores = tuple(
+            RequestScore(f"{index:016x}", "", 0, 100, 100.0, 100.0 * (1.0 + gain) + index % 3) for index in range(12)
+        )
+        await self.send(
+            DraftManifest(SPEC, version, parent, None, "", f"{version:064x}", 50, "c" * 64, "{}",
+                          (TensorEntry("fc.weight", "BF16", (1,), "d" * 64),), (PartEntry(0, 2, "e" * 64),),
+                          "trainer-a", 1.0, 1000, 0.0, 0.0, 3, scores)
+        )  # fmt: skip
+
+    async def desired_server(self, node: str = "node-a") -> DesiredServer | None:
+        record = await self._last(subjects.control_server(MODEL, node))
+        assert record is None or isinstance(record, DesiredServer)
+        return record
+
+    async def desired_trainer(self) -> DesiredTrainer | None:
+        record = await self._last(subjects.control_trainer(MODEL, "trainer-a"))
+        assert record is None or isinstance(record, DesiredTrainer)
+        return record
+
+    async def journal(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        last = await self.bus.last(subjects.journal(MODEL))
+        if last is None:
+            return []
+        async for message in self.bus.tail(subjects.journal(MODEL), since="all"):
+            record = envelope.decode(message.data)
+            assert isinstance(record, Decision)
+            decisions.append(record)
+            if message.sequence >= last.sequence:
+                break
+        return decisions
+
+    async def _last(self, subject: str) -> Record | None:
+        message = await self.bus.last(subject)
+        return None if message is None else envelope.decode(message.data)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
+    """Wait until an async condition holds."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110  # what is waited for stands on the bus
+            await asyncio.sleep(0.01)
+
+
+async def leads(role: ControllerRole) -> None:
+    async def leading() -> bool:
+        return bool(role.snapshot()["leading"])
+
+    await until(leading)
+
+
+async def test_reports_become_desired_state_and_a_journal() -> None:
+    """A node and a trainer speak; both are told what to do, and the journal says why."""
+    world = World()
+    async with world.running(world.role()) as role:
+        await leads(role)
+        await world.server_reports()
+        await world.trainer_reports(3000)
+
+        async def asked() -> bool:
+            trainer = await world.desired_trainer()
+            return await world.desired_server() is not None and trainer is not None and trainer.round == 1
+
+        await until(asked)
+        server = await world.desired_server()
+        assert server is not None
+        assert (server.draft_version, server.steps_table, server.collect) == (0, (), True)
+        assert server.fencing_token == role.snapshot()["fencing_token"]
+        snapshot = role.snapshot()
+        assert (snapshot["num_nodes"], snapshot["num_trainers"], snapshot["serving_version"]) == (1, 1, 0)
+        assert any("node-a" in str(decision["reason"]) for decision in snapshot["decisions"])  # type: ignore[union-attr]
+    reasons = [entry.reason for entry in await world.journal()]
+    assert any("no draft" in reason for reason in reasons)
+    assert not role.snapshot()["leading"]
+
+
+async def test_the_journal_of_a_run_replays() -> None:
+    """What was journalled, read back from the bus, leads to the same instructions."""
+    world = World()
+    async with world.running(world.role()) as role:
+        await leads(role)
+        await world.server_reports()
+        await world.publishes(1)
+
+        async def in_canary() -> bool:
+            server = await world.desired_server()
+            return server is not None and server.draft_version == 1
+
+        await until(in_canary)
+        await world.server_reports(version=1)
+        await asyncio.sleep(0.1)
+    entries = await world.journal()
+    outcome = replay((entry.event, entry.instructions) for entry in entries)
+    assert outcome.difference is None
+    assert outcome.num_compared == len(entries) > 5
+
+
+async def test_a_restart_goes_on_where_it_was() -> None:
+    """The next leader knows the rollout from the journal; generations and tokens grow, nothing is judged twice."""
+    world = World()
+    async with world.running(world.role()) as role:
+        await leads(role)
+        await world.server_reports()
+        await world.publishes(1)
+
+        async def in_canary() -> bool:
+            server = await world.desired_server()
+            return server is not None and server.draft_version == 1
+
+        await until(in_canary)
+    before = await world.desired_server()
+    async with world.running(world.role("second")) as role:
+        await leads(role)
+        await world.server_reports(version=1)
+
+        async def rolled_out() -> bool:
+            return role.snapshot().get("serving_version") == 1
+
+        await until(rolled_out)
+        await world.server_reports("node-b")
+
+        async def joined() -> bool:
+            return await world.desired_server("node-b") is not None
+
+        await until(joined)
+        other = await world.desired_server("node-b")
+        assert other is not None and before is not None
+        assert other.draft_version == 1
+        assert other.fencing_token > before.fencing_token
+    judged = [each for entry in await world.journal() for each in entry.instructions if each["instruction"] == "judged"]
+    assert [each["version"] for each in judged] == [1]
+
+
+async def test_only_one_leads_and_the_other_takes_over() -> None:
+    """Two controllers: one writes; when it stops, the other goes on within a lease or so."""
+    world = World()
+    async with world.running(world.role("second")) as second:
+        await leads(second)
+        async with world.running(world.role("third")) as third:
+            await asyncio.sleep(0.3)
+            assert not third.snapshot()["leading"]
+            assert third.ready()
+    async with world.running(world.role("fourth")) as fourth:
+        await leads(fourth)
+
+
+async def test_a_stale_leader_stops_at_a_successors_desired_state() -> None:
+    """Somebody with a higher token has written: this one's reign is over and its write does not happen."""
+    world = World()
+    async with world.running(world.role()) as role:
+        await leads(role)
+        await world.server_reports()
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+        theirs = DesiredServer("node-a", 9, 10**6, 1.0, 0, "", (), False, 0.0, "a successor says so")
+        await world.send(theirs)
+        await world.publishes(1)
+        await asyncio.sleep(0.3)
+        assert await world.desired_server() == theirs
+
+
+async def test_the_broker_away_for_long_ends_the_reign_and_back_begins_another() -> None:
+    """No decision is taken blindly while the lease cannot be renewed; afterwards all goes on."""
+    world = World()
+    async with world.running(world.role()) as role:
+        await leads(role)
+        world.broker.down = True
+
+        async def stopped() -> bool:
+            return not role.snapshot()["leading"]
+
+        await until(stopped, 10.0)
+        assert not role.ready()
+        world.broker.down = False
+        await leads(role)
+        await world.server_reports()
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+
+
+async def test_hostile_messages_are_refused() -> None:
+    """Random bytes, and a report that speaks for another node, change nothing."""
+    world = World()
+    async with world.running(world.role()) as role:
+        await leads(role)
+        await world.bus.publish(subjects.report(MODEL, "node-a", "server"), b"not an envelope")
+        forged = NodeReport("node-b", 1.0, 1, "ready", 0, "", 0, 0, 1.0, (), False, 0, 0, 0, 0, 0, 0, 1)
+        await world.bus.publish(subjects.report(MODEL, "node-a", "server"), envelope.encode(forged))
+        await asyncio.sleep(0.1)
+        assert role.snapshot()["num_nodes"] == 0
+        await world.server_reports("node-c")
+
+        async def known() -> bool:
+            return role.snapshot()["num_nodes"] == 1
+
+        await until(known)
+
+
+async def test_killed_between_journal_and_desired_state() -> None:
+    """The decision stands in the journal only; the next leader carries it out, once."""
+    world = World()
+    role = world.role()
+    broken = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        broken.set()
+        await asyncio.Event().wait()
+
+    role._write_desired = never  # type: ignore[method-assign,assignment]
+    task = asyncio.create_task(role.run(asyncio.Event()))
+    await leads(role)
+    await world.server_reports()
+    await asyncio.wait_for(broken.wait(), 5.0)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert await world.desired_server() is None
+    async with world.running(world.role("second")) as second:
+        await leads(second)
+        await world.server_reports()
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+        server = await world.desired_server()
+        assert server is not None and server.generation == 1
+
+
+async def test_on_a_real_server(nats_server: NatsServer) -> None:
+    """The same against JetStream: decide, stop, take over from journal and desired state, replay."""
+    connections = [
+        await JetStreamBus.connect(ConnectSettings(urls=(nats_server.url,), name=name), TOPOLOGY)
+        for name in ("nodes", "first", "second")
+    ]
+    await connections[0].ensure()
+    world = World(connections[0])
+    try:
+        async with world.running(world.role("first", connections[1])) as role:
+            await leads(role)
+            await world.server_reports()
+            await world.publishes(1)
+
+            async def in_canary() -> bool:
+                server = await world.desired_server()
+                return server is not None and server.draft_version == 1
+
+            await until(in_canary)
+        async with world.running(world.role("second", connections[2])) as role:
+            await leads(role)
+            await world.server_reports(version=1)
+
+            async def rolled_out() -> bool:
+                return role.snapshot().get("serving_version") == 1
+
+            await until(rolled_out)
+        entries = await world.journal()
+        outcome = replay((entry.event, entry.instructions) for entry in entries)
+        assert outcome.difference is None and outcome.num_compared == len(entries)
+    finally:
+        for connection in connections:
+            await connection.close()

@@ -1,0 +1,137 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
+from tide_daemon.errors import DraftError, EngineError
+from tide_daemon.roles.convergence import Convergence
+from tide_daemon.wire.records import NO_DRAFT, DesiredServer
+
+
+class RecordingEngine:
+    """The four commands of the port that a convergence uses, written down in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.running = DraftState(NO_DRAFT, "")
+        self.fail_swap = False
+
+    async def swap(self, checkpoint_dir: str, state: DraftState) -> DraftState:
+        self.calls.append(("swap", state.version))
+        if self.fail_swap:
+            raise EngineError("what was read back is not what was staged")
+        self.running = state
+        return state
+
+    async def set_steps(self, table: Sequence[tuple[int, int]]) -> None:
+        self.calls.append(("steps", tuple(table)))
+
+    async def set_capture(self, settings: CaptureSettings) -> None:
+        self.calls.append(("capture", settings.collect))
+
+    def stats(self, epoch: int = 1, state: str = "ready") -> EngineStats:
+        return EngineStats(state, epoch, self.running, 0, (), False, 0, 0, 0, 0, 1)
+
+
+def desired(generation: int, version: int = 7, token: int = 1, table=((4, 3),)) -> DesiredServer:
+    return DesiredServer("n", generation, token, 0.0, version, f"digest{version}", table, True, 1.0, "because")
+
+
+async def fetched(version: int, digest: str) -> Path:
+    return Path(f"/drafts/{version}")
+
+
+@pytest.fixture
+def engine() -> RecordingEngine:
+    return RecordingEngine()
+
+
+async def test_draft_before_steps(engine: RecordingEngine) -> None:
+    """A draft is applied before any step may speculate with it."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    assert await convergence.converge(engine.stats())
+    assert engine.calls == [("capture", True), ("swap", 7), ("steps", ((4, 3),))]
+    assert convergence.applied_generation == 1
+
+
+async def test_converged_engine_is_left_alone(engine: RecordingEngine) -> None:
+    """A second call with nothing new sends no command."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    await convergence.converge(engine.stats())
+    engine.calls.clear()
+    assert await convergence.converge(engine.stats())
+    assert engine.calls == []
+
+
+async def test_restarted_engine_gets_everything_again(engine: RecordingEngine) -> None:
+    """A new epoch has lost draft, steps and capture; all three are set again, draft before steps."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    await convergence.converge(engine.stats())
+    engine.calls.clear()
+    engine.running = DraftState(NO_DRAFT, "")
+    assert await convergence.converge(engine.stats(epoch=2))
+    assert engine.calls == [("capture", True), ("swap", 7), ("steps", ((4, 3),))]
+
+
+async def test_failed_swap_does_not_speculate(engine: RecordingEngine) -> None:
+    """With the draft not in force no step table is set, and the reason is kept for the report."""
+    engine.fail_swap = True
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    assert not await convergence.converge(engine.stats())
+    assert ("steps", ((4, 3),)) not in engine.calls
+    assert "read back" in convergence.last_error
+    assert convergence.applied_generation == 0
+
+
+async def test_draft_that_cannot_be_had_is_retried(engine: RecordingEngine) -> None:
+    """A failed fetch leaves the engine as it is and the next call tries again."""
+    answers = [DraftError("part 3 is missing"), Path("/drafts/7")]
+
+    async def fetch(version: int, digest: str) -> Path:
+        answer = answers.pop(0)
+        if isinstance(answer, DraftError):
+            raise answer
+        return answer
+
+    convergence = Convergence(engine, fetch)
+    convergence.offer(desired(1))
+    assert not await convergence.converge(engine.stats())
+    assert await convergence.converge(engine.stats())
+    assert engine.running.version == 7
+
+
+async def test_no_draft_means_plain_whatever_the_table_says(engine: RecordingEngine) -> None:
+    """Without a draft nothing is speculated, even if a table was sent along."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1, version=NO_DRAFT))
+    assert await convergence.converge(engine.stats())
+    assert engine.calls == [("capture", True), ("steps", ())]
+
+
+@pytest.mark.parametrize("late", [desired(1), desired(2, token=0), desired(9, token=0)])
+async def test_stale_controller_is_refused(engine: RecordingEngine, late: DesiredServer) -> None:
+    """Neither an old generation nor a lower fencing token replaces what is held."""
+    convergence = Convergence(engine, fetched)
+    assert convergence.offer(desired(2))
+    assert not convergence.offer(late)
+    assert convergence.desired == desired(2)
+
+
+async def test_new_reign_may_count_from_one(engine: RecordingEngine) -> None:
+    """A higher fencing token wins even with a smaller generation."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(5))
+    assert convergence.offer(desired(1, token=2, version=8))
+
+
+async def test_starting_engine_is_not_commanded(engine: RecordingEngine) -> None:
+    """Nothing is sent to an engine that is not ready."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    assert not await convergence.converge(engine.stats(state="starting"))
+    assert engine.calls == []

@@ -1,0 +1,146 @@
+"""The server role on the modelled engine: serving goes on whatever fails beside it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tide_daemon.bus.memory import MemoryBroker, MemoryBus
+from tide_daemon.bus.topology import TopologyLimits, build_topology
+from tide_daemon.engine.modelled import TINY_TARGET, ModelledEngine, ModelledSettings, Traffic
+from tide_daemon.roles import server
+from tide_daemon.roles.server import ServerRole, ServerSettings
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import DesiredServer, HiddenChunk, TargetSpec
+
+MODEL = TINY_TARGET.model
+SETTINGS = ServerSettings("n1", drain_interval_s=0.01, report_interval_s=0.05, flush_deadline_s=0.2)
+
+
+class Clock:
+    """Ten times as fast as ours, so that requests end soon."""
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() * 10
+
+
+class WatchedEngine(ModelledEngine):
+    """Counts its ends."""
+
+    num_stops = 0
+
+    async def stop(self, deadline_s: float) -> None:
+        self.num_stops += 1
+        await super().stop(deadline_s)
+
+
+class SilentBus(MemoryBus):
+    """A broker that nobody has reached yet: `reached` lets it through."""
+
+    reached = False
+
+    @property
+    def max_payload(self) -> int:
+        return super().max_payload if self.reached else 0
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(1000):
+        if await condition():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("did not come true within 20 s")
+
+
+async def no_draft(spec: TargetSpec, version: int, digest: str) -> Path:
+    raise AssertionError("nobody desires a draft here")
+
+
+@pytest.fixture
+def bus() -> SilentBus:
+    return SilentBus(MemoryBroker(build_topology(TopologyLimits())))
+
+
+@pytest.fixture
+def engine() -> WatchedEngine:
+    settings = ModelledSettings(TINY_TARGET, "n1", traffic=lambda now: Traffic("chat", 2), response_tokens=8)
+    return WatchedEngine(settings, Clock())
+
+
+async def test_nothing_is_taken_before_a_broker_said_how_much_it_takes(bus: SilentBus, engine: WatchedEngine) -> None:
+    """Rows stay in the engine; once the limit is known they are published."""
+    stop = asyncio.Event()
+    role = ServerRole(bus, engine, no_draft, SETTINGS)
+    running = asyncio.create_task(role.run(stop))
+
+    async def rows_are_there() -> bool:
+        return (await engine.stats()).rows_written >= 50
+
+    async def chunk_arrived() -> bool:
+        message = await bus.last(subjects.hidden(MODEL, "n1"))
+        return message is not None and isinstance(envelope.decode(message.data), HiddenChunk)
+
+    await until(rows_are_there)
+    assert not await chunk_arrived() and role.ready()
+    bus.reached = True
+    await until(chunk_arrived)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    assert engine.num_stops == 1
+
+
+async def test_a_failing_loop_is_run_again_and_ends_nothing(
+    bus: SilentBus, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that breaks the contract once is reported and shown; shipping is tried again."""
+    monkeypatch.setattr(server, "_RETRY_S", 0.05)
+    monkeypatch.setattr(server, "_CALM_S", 0.3)
+    bus.reached = True
+    failures = iter([RuntimeError("a bug"), RuntimeError("a bug")])
+    take = engine.take_chunks
+
+    def take_chunks(max_bytes: int) -> list[HiddenChunk]:
+        for failure in failures:
+            raise failure
+        return take(max_bytes)
+
+    monkeypatch.setattr(engine, "take_chunks", take_chunks)
+    stop = asyncio.Event()
+    role = ServerRole(bus, engine, no_draft, SETTINGS)
+    running = asyncio.create_task(role.run(stop))
+
+    async def failure_shows() -> bool:
+        return role.health().get("ship") == "RuntimeError: a bug"
+
+    async def well_again() -> bool:
+        return await bus.last(subjects.hidden(MODEL, "n1")) is not None and "ship" not in role.health()
+
+    await until(failure_shows)
+    await until(well_again)
+    assert engine.num_stops == 0 and not running.done()
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_desired_state_is_followed_and_bad_bytes_are_reported(bus: SilentBus, engine: WatchedEngine) -> None:
+    """Bytes that are no message are refused in words; the next desired state is reached."""
+    bus.reached = True
+    subject = subjects.control_server(MODEL, "n1")
+    await bus.publish(subject, b"\x00 not a message")
+    stop = asyncio.Event()
+    role = ServerRole(bus, engine, no_draft, SETTINGS)
+    running = asyncio.create_task(role.run(stop))
+    desired = DesiredServer("n1", 3, 1, 0.0, 0, "", (), False, 0.5, "a test")
+    async with asyncio.timeout(20):
+        refused = False
+        async for message in bus.tail(subjects.report(MODEL, "n1", "server"), since="all"):
+            report = envelope.decode(message.data)
+            if not refused and any("desired state was refused" in problem for problem in report.problems):
+                refused = True
+                await bus.publish(subject, envelope.encode(desired))
+            if report.applied_generation == 3:
+                break
+        assert refused and not (await engine.stats()).collecting
+        stop.set()
+        await running

@@ -1,0 +1,1 @@
+"""The daemon's roles: thin shells that tie bus, engine, trainer and policy together."""

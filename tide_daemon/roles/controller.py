@@ -1,0 +1,328 @@
+"""The controller role: a thin shell around policy/. Facts go in as events, instructions come out as records.
+
+One controller of a model leads, by a lease with a fencing token; the others wait. On taking over it
+begins with the newest FleetState of the journal, learns each node's desired state when it first hears
+of the node, and re-reads all manifests (the policy knows which it has judged).
+
+For each event, in this order:
+
+1. the event and the instructions it led to go to the journal, as one message;
+2. SetServer and SetTrainer become desired state, by compare-and-set on their subjects.
+
+Journal first, so that no desired state is ever in force without its explanation. A crash in between
+leaves an instruction that was never published: the next leader reads what is desired, sees the
+difference to what the journal's FleetState asks for, and asks again under the next generation and a
+higher token. Desired state is level-triggered, so a second asking changes nothing that was done.
+A desired state that somebody with a higher token wrote ends the reign at once.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from tide_daemon.bus.port import Bus, Lease
+from tide_daemon.clock import Clock, SystemClock
+from tide_daemon.errors import BusConflictError, BusError, BusUnavailableError, TideError
+from tide_daemon.policy.controller import Controller
+from tide_daemon.policy.events import (
+    ControllerStarted,
+    Event,
+    ServerReported,
+    Tick,
+    TrainerReported,
+    event_to_map,
+)
+from tide_daemon.policy.instructions import (
+    Instruction,
+    instruction_to_map,
+)
+from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.roles.controller_journal import newest_fleet, read_record
+from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import Decision, DesiredServer, DesiredTrainer, Record
+
+log = structlog.get_logger()
+
+_QUEUE_EVENTS = 1000
+_KEPT_DECISIONS = 50
+_RETRY_S = 0.2
+"""Pause between two tries to write while the broker is away."""
+
+
+class _ReignOverError(TideError):
+    """This controller no longer leads, or cannot write; whatever it knows is thrown away."""
+
+
+@dataclass(slots=True)
+class _Reign:
+    """All that belongs to one term as leader.
+
+    Attributes:
+        last_sequences: stream sequence of the newest desired state by subject, 0 for an empty subject.
+    """
+
+    token: int
+    policy: Controller
+    sequence: int = 0
+    last_sequences: dict[str, int] = field(default_factory=dict)
+    queue: "asyncio.Queue[Record | None]" = field(default_factory=lambda: asyncio.Queue(_QUEUE_EVENTS))
+
+
+class ControllerRole:
+    """Leads one model's fleet, or waits until it can.
+
+    Args:
+        model: short name of the target model, as in subjects.
+        name: of this controller, for people and for the journal.
+        lease_ttl_s: whole seconds after which a silent leader is replaced.
+        tick_s: seconds between two Tick events.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        settings: PolicySettings,
+        model: str,
+        name: str,
+        *,
+        lease_ttl_s: int = 5,
+        tick_s: float = 1.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._model = model
+        self._name = name
+        self._ttl_s = lease_ttl_s
+        self._tick_s = tick_s
+        self._clock = clock or SystemClock()
+        self._lease: Lease = bus.lease(f"controller-{model}", name, lease_ttl_s)
+        self._reign: _Reign | None = None
+        self._token = 0
+        self._num_decisions = 0
+        self._decisions: deque[dict[str, object]] = deque(maxlen=_KEPT_DECISIONS)
+        self._problem = ""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Lead whenever the lease can be had, until `stop` is set; then give it back."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                token = await self._acquire()
+                if token is not None:
+                    await self._lead(token, stopping)
+                    continue
+                pause = asyncio.create_task(self._clock.sleep(self._ttl_s / 3))
+                await asyncio.wait([pause, stopping], return_when=asyncio.FIRST_COMPLETED)
+                pause.cancel()
+        finally:
+            stopping.cancel()
+            with contextlib.suppress(BusError):
+                await self._lease.release()
+
+    def ready(self) -> bool:
+        """True while the broker answers: leading or standing by are both its work."""
+        return self._bus.connected
+
+    def health(self) -> Mapping[str, str]:
+        """Each dependency: "ok" or what is wrong."""
+        return {
+            "bus": "ok" if self._bus.connected else "not connected to the broker",
+            "lease": self._problem or "ok",
+        }
+
+    def snapshot(self) -> Mapping[str, object]:
+        """What the status page shows: the fleet as the policy sees it, and the last decisions with their reasons."""
+        shown: dict[str, object] = {
+            "name": self._name,
+            "model": self._model,
+            "leading": self._reign is not None,
+            "fencing_token": self._token,
+            "decisions_total": self._num_decisions,
+            "decisions": list(self._decisions),
+        }
+        if self._reign is not None:
+            state = self._reign.policy.state_map()
+            shown |= state
+            shown["serving_version"] = state["fleet"]["serving_version"]
+            shown["num_nodes"] = sum(node["alive"] for node in state["nodes"].values())
+            shown["num_trainers"] = sum(trainer["alive"] for trainer in state["trainers"].values())
+        return shown
+
+    async def _acquire(self) -> int | None:
+        try:
+            token = await self._lease.acquire()
+        except BusError as error:
+            self._problem = f"the lease cannot be asked for: {error}"
+            return None
+        self._problem = ""
+        return token
+
+    # One reign
+
+    async def _lead(self, token: int, stopping: "asyncio.Task[bool]") -> None:
+        """Decide until the lease is lost, the broker is away for too long, or we are told to stop."""
+        self._token = token
+        reign = _Reign(token, Controller(self._settings))
+        log.info("controller_leading", model=self._model, fencing_token=token)
+        model = self._model
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                self._renew(token),
+                self._work(reign),
+                self._tick(reign),
+                self._listen(reign, subjects.all_reports(model, "server"), "new"),
+                self._listen(reign, subjects.all_reports(model, "trainer"), "new"),
+                self._listen(reign, subjects.all_manifests(model), "all"),
+            )
+        ]
+        try:
+            await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        except (_ReignOverError, BusError) as error:
+            log.warning("controller_stopped_leading", model=self._model, fencing_token=token, reason=str(error))
+            await self._clock.sleep(_RETRY_S)
+        finally:
+            self._reign = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _renew(self, token: int) -> None:
+        while True:
+            await self._clock.sleep(self._ttl_s / 3)
+            renewed = await self._acquire()
+            if renewed is None and self._lease.held:
+                continue  # the broker did not answer in time; ours until the time to live is over
+            if renewed != token:
+                raise _ReignOverError("the lease was lost")
+
+    async def _tick(self, reign: _Reign) -> None:
+        while True:
+            await self._clock.sleep(self._tick_s)
+            await reign.queue.put(None)
+
+    async def _listen(self, reign: _Reign, subject: str, since: str) -> None:
+        async for message in self._bus.tail(subject, since=since):
+            record = read_record(message)
+            if record is not None:
+                await reign.queue.put(record)
+
+    async def _work(self, reign: _Reign) -> None:
+        """Begin with what the journal says, then one event after another."""
+        fleet = await newest_fleet(self._bus, self._model)
+        settings = self._settings.to_map()
+        await self._decide(reign, ControllerStarted(self._clock.time(), self._model, settings, fleet))
+        self._reign = reign
+        while True:
+            record = await reign.queue.get()
+            if record is None:
+                await self._decide(reign, Tick(self._clock.time()))
+                continue
+            event = event_of_record(record, self._clock.time())
+            if event is None:
+                continue
+            await self._find_desired(reign, event)
+            await self._decide(reign, event)
+
+    async def _find_desired(self, reign: _Reign, event: Event) -> None:
+        """Before a node's first report in this reign: what was desired of it until now."""
+        subject = _control_subject(self._model, event)
+        if subject is None or subject in reign.last_sequences:
+            return
+        message = await self._bus.last(subject)
+        reign.last_sequences[subject] = 0 if message is None else message.sequence
+        record = None if message is None else read_record(message)
+        if isinstance(record, (DesiredServer, DesiredTrainer)):
+            self._check_token(reign, record)
+            await self._decide(reign, event_of_desired(record, self._clock.time()))
+
+    async def _decide(self, reign: _Reign, event: Event) -> None:
+        """Let the policy handle one event, journal it, carry the instructions out."""
+        instructions = reign.policy.handle(event)
+        await self._journal(reign, event, instructions)
+        for instruction in instructions:
+            record = desired_record(instruction, reign.token, event.at)
+            if record is not None:
+                await self._write_desired(reign, record)
+        if instructions:
+            self._note(event, instructions)
+
+    async def _journal(self, reign: _Reign, event: Event, instructions: list[Instruction]) -> None:
+        reign.sequence += 1
+        reason, numbers = summary(event, instructions)
+        decision = Decision(
+            reign.sequence,
+            reign.token,
+            self._name,
+            event.at,
+            event_to_map(event),
+            tuple(instruction_to_map(item) for item in instructions),
+            reason,
+            numbers,
+        )
+        await self._publish(subjects.journal(self._model), decision, None)
+
+    async def _write_desired(self, reign: _Reign, record: DesiredServer | DesiredTrainer) -> None:
+        """Publish over what we last saw there; over a predecessor's late write too, never over a successor's."""
+        subject = subjects.subject_of(self._model, record)
+        while True:
+            try:
+                known = reign.last_sequences.get(subject, 0)
+                reign.last_sequences[subject] = await self._publish(subject, record, known)
+                return
+            except BusConflictError:
+                message = await self._bus.last(subject)
+                found = None if message is None else read_record(message)
+                if found == record:
+                    reign.last_sequences[subject] = message.sequence if message is not None else 0
+                    return  # our own write, whose acknowledgement was lost
+                if isinstance(found, (DesiredServer, DesiredTrainer)):
+                    self._check_token(reign, found)
+                reign.last_sequences[subject] = 0 if message is None else message.sequence
+
+    async def _publish(self, subject: str, record: Record, expected_last: int | None) -> int:
+        """Store a record, trying again while the lease is ours."""
+        data = envelope.encode(record)
+        message_id = subjects.message_id(self._model, record)
+        while True:
+            if not self._lease.held:
+                raise _ReignOverError("the lease ran out before a write")
+            try:
+                return await self._bus.publish(
+                    subject, data, message_id=message_id, expected_last=expected_last, timeout_s=self._ttl_s / 2
+                )
+            except BusUnavailableError as error:
+                log.warning("controller_write_delayed", subject=subject, error=str(error))
+                await self._clock.sleep(_RETRY_S)
+
+    def _check_token(self, reign: _Reign, found: DesiredServer | DesiredTrainer) -> None:
+        if found.fencing_token > reign.token:
+            raise _ReignOverError(f"a controller with token {found.fencing_token} writes, ours is {reign.token}")
+
+    def _note(self, event: Event, instructions: list[Instruction]) -> None:
+        self._num_decisions += 1
+        reason, numbers = summary(event, instructions)
+        kinds = sorted({type(item).__name__ for item in instructions})
+        if kinds == ["FleetMoved"] and reason.startswith("the copy"):
+            return
+        self._decisions.append({"at": event.at, "reason": reason, "instructions": kinds, "numbers": dict(numbers)})
+        log.info("decision_taken", reason=reason, instructions=kinds)
+
+
+def _control_subject(model: str, event: Event) -> str | None:
+    """Where desired state of the node that an event came from stands; None if it came from none."""
+    match event:
+        case ServerReported():
+            return subjects.control_server(model, event.node)
+        case TrainerReported():
+            return subjects.control_trainer(model, event.trainer)
+    return None

@@ -1,0 +1,124 @@
+"""Brings the engine to the desired state, again and again, whatever happened in between.
+
+Level-triggered: only the newest desired state counts, and each call compares it with what the
+engine itself says it runs. So a restart of the engine, of this daemon, or a missed message needs no
+special case. Order matters: a draft is applied and read back before any step may speculate with it.
+Deciding what is desired is not done here, see policy/ and roles/controller.py.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from tide_daemon.engine.port import CaptureSettings, DraftState, Engine, EngineStats
+from tide_daemon.errors import TideError
+from tide_daemon.wire.records import NO_DRAFT, DesiredServer
+
+log = structlog.get_logger()
+
+FetchDraft = Callable[[int, str], Awaitable[Path]]
+"""(version, digest) -> directory of a verified checkpoint; raises a TideError if it cannot be had."""
+
+PLAIN: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(slots=True)
+class Convergence:
+    """Desired state on one side, an engine on the other.
+
+    Attributes:
+        max_rows, max_sample_rate: this node's own limits on capture; the desired state can only lower them.
+        applied_generation: generation of the desired state that is fully in force, 0 before the first.
+        last_error: why the newest desired state is not in force, "" if it is.
+    """
+
+    engine: Engine
+    fetch_draft: FetchDraft
+    max_rows: int = 0
+    max_sample_rate: float = 1.0
+    applied_generation: int = 0
+    last_error: str = ""
+    desired: DesiredServer | None = None
+    _steps: tuple[tuple[int, int], ...] | None = None
+    _capture: CaptureSettings | None = None
+    _epoch: int = -1
+    _highest_token: int = 0
+    _refused: int = field(default=0)
+
+    def offer(self, desired: DesiredServer) -> bool:
+        """Take a desired state if it is not older than the one held.
+
+        A record with a lower fencing token than one already seen comes from a controller that lost its
+        lease; one with the same token and a lower generation is a replay. Both are refused and counted.
+        """
+        held = self.desired
+        stale = desired.fencing_token < self._highest_token
+        replayed = held is not None and (desired.fencing_token, desired.generation) < (
+            held.fencing_token,
+            held.generation,
+        )
+        if stale or replayed:
+            self._refused += 1
+            log.warning(
+                "desired_state_refused",
+                generation=desired.generation,
+                fencing_token=desired.fencing_token,
+                highest_fencing_token=self._highest_token,
+            )
+            return False
+        self._highest_token = desired.fencing_token
+        self.desired = desired
+        return True
+
+    async def converge(self, stats: EngineStats) -> bool:
+        """One attempt to bring the engine to the desired state; True when it is in force.
+
+        Never raises for a failure of the engine or of the bus: `last_error` says what is missing, and the
+        caller tries again at its own pace.
+        """
+        desired = self.desired
+        if desired is None or stats.state not in ("ready", "capture_off"):
+            return False
+        if stats.epoch != self._epoch:
+            self._epoch, self._steps, self._capture = stats.epoch, None, None
+        try:
+            await self._apply_capture(desired)
+            await self._apply_draft(desired, stats.draft)
+            await self._apply_steps(desired.steps_table if desired.draft_version != NO_DRAFT else PLAIN)
+        except TideError as error:
+            if str(error) != self.last_error:
+                log.warning("desired_state_not_reached", generation=desired.generation, error=str(error))
+            self.last_error = str(error)
+            return False
+        if self.applied_generation != desired.generation:
+            log.info(
+                "desired_state_reached",
+                generation=desired.generation,
+                draft_version=desired.draft_version,
+                steps_table=desired.steps_table,
+                collect=desired.collect,
+                reason=desired.reason,
+            )
+        self.applied_generation, self.last_error = desired.generation, ""
+        return True
+
+    async def _apply_capture(self, desired: DesiredServer) -> None:
+        wanted = CaptureSettings(desired.collect, min(desired.sample_rate, self.max_sample_rate), self.max_rows)
+        if wanted != self._capture:
+            await self.engine.set_capture(wanted)
+            self._capture = wanted
+
+    async def _apply_draft(self, desired: DesiredServer, running: DraftState) -> None:
+        wanted = DraftState(desired.draft_version, desired.draft_digest)
+        if running == wanted or desired.draft_version == NO_DRAFT:
+            return
+        path = await self.fetch_draft(wanted.version, wanted.digest)
+        await self.engine.swap(str(path), wanted)
+        log.info("draft_swapped", version=wanted.version, digest=wanted.digest[:12], replaced=running.version)
+
+    async def _apply_steps(self, table: tuple[tuple[int, int], ...]) -> None:
+        if table != self._steps:
+            await self.engine.set_steps(table)
+            self._steps = table

@@ -1,0 +1,122 @@
+"""Which draft versions the stream holds, which of them may go, and their removal.
+
+Kept are the newest few, those in use, and whatever the kept ones are deltas of, down to their anchors. Claims are
+never purged: they are small, and they are why a version number names one content for ever.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from tide_daemon.bus.port import Bus
+from tide_daemon.errors import BusError, WireError
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import DesiredServer, DesiredTrainer, DraftManifest
+
+log = structlog.get_logger()
+
+PURGE_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A published version: its content and the version it is a delta of (None for an anchor)."""
+
+    digest: str
+    base_version: int | None
+    num_parts: int
+
+
+def chain(versions: Mapping[int, Listed], version: int) -> list[int] | None:
+    """The version, its base, and so on to the anchor; None when a link is not listed (or they form a ring)."""
+    links: list[int] = []
+    at: int | None = version
+    while at is not None:
+        if at not in versions or at in links:
+            return None
+        links.append(at)
+        at = versions[at].base_version
+    return links
+
+
+def removable(versions: Mapping[int, Listed], in_use: Iterable[int], keep_newest: int) -> list[int]:
+    """Versions that nobody needs any more, ascending."""
+    kept: set[int] = set()
+    for version in {*in_use, *sorted(versions)[-keep_newest:]} if keep_newest else set(in_use):
+        at: int | None = version
+        while at is not None and at in versions and at not in kept:
+            kept.add(at)
+            at = versions[at].base_version
+    return sorted(set(versions) - kept)
+
+
+class DraftCatalog:
+    """Follows the manifests and the desired states of one model, and purges what nobody needs."""
+
+    def __init__(self, bus: Bus, model: str, keep_newest: int) -> None:
+        """`keep_newest`: versions kept besides those in use; 0 to purge nothing."""
+        self._bus = bus
+        self._model = model
+        self._keep_newest = keep_newest
+        self._versions: dict[int, Listed] = {}
+        self._in_use: dict[str, int] = {}
+
+    def listed(self) -> dict[int, Listed]:
+        """Versions whose manifests were seen on the stream and that were not purged by us."""
+        return self._versions
+
+    async def run(self) -> None:
+        """Follow for ever. Raises BusSetupError when a stream may not be read."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_manifests())
+            group.create_task(self._follow_desired())
+            group.create_task(self._purge_for_ever())
+
+    async def _follow_manifests(self) -> None:
+        async for message in self._bus.tail(subjects.all_manifests(self._model), since="all"):
+            try:
+                manifest = envelope.decode(message.data)
+                subjects.verify(message.subject, manifest)
+            except WireError as error:
+                log.warning("manifest_undecodable", subject=message.subject, error=str(error))
+                continue
+            if isinstance(manifest, DraftManifest):
+                listed = Listed(manifest.content_digest, manifest.base_version, len(manifest.parts))
+                self._versions[manifest.version] = listed
+
+    async def _follow_desired(self) -> None:
+        async for message in self._bus.tail(subjects.all_control(self._model), since="last"):
+            try:
+                desired = envelope.decode(message.data)
+            except WireError as error:
+                log.warning("desired_state_undecodable", subject=message.subject, error=str(error))
+                continue
+            if isinstance(desired, DesiredServer):
+                self._in_use[message.subject] = desired.draft_version
+            elif isinstance(desired, DesiredTrainer):
+                self._in_use[message.subject] = desired.serving_version
+
+    async def _purge_for_ever(self) -> None:
+        # Waits first: what is in use is not known until the desired states of all nodes have been read.
+        while self._keep_newest:
+            await asyncio.sleep(PURGE_EVERY_S)
+            await self.purge()
+
+    async def purge(self) -> None:
+        """Remove parts and manifest of what nobody needs; what fails is left for the next call."""
+        if not self._in_use:
+            return
+        for version in removable(self._versions, self._in_use.values(), self._keep_newest):
+            listed = self._versions[version]
+            try:
+                # The manifest goes first: a reader sees no version rather than one with holes.
+                await self._bus.purge(subjects.draft_manifest(self._model, version))
+                for part in range(listed.num_parts):
+                    await self._bus.purge(subjects.draft_part(self._model, version, part))
+            except BusError as error:
+                log.warning("draft_not_purged", version=version, error=str(error))
+                return
+            del self._versions[version]
+            log.info("draft_purged", version=version)

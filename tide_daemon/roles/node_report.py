@@ -1,0 +1,93 @@
+"""Turns the engine's cumulative counters into reports of what is new. Pure: no clock, no I/O.
+
+The engine counts since it started; the controller wants differences, and must not mistake a
+restarted engine for negative traffic. `engine/port.py` describes both sides' fields.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from tide_daemon.engine.port import EngineStats
+from tide_daemon.wire.records import NodeReport, StepStats
+
+StepKey = tuple[int, int]
+
+
+@dataclass(slots=True)
+class ReportBuilder:
+    """Makes one NodeReport after another from successive EngineStats. `node` is the report's name."""
+
+    node: str
+    _sequence: int = 0
+    _previous: EngineStats | None = None
+    _previous_at: float = 0.0
+    _problems: list[str] = field(default_factory=list)
+
+    def note(self, problem: str, keep: int = 16) -> None:
+        """Add a plain sentence to the next report; beyond `keep` the oldest goes."""
+        self._problems.append(problem)
+        del self._problems[:-keep]
+
+    def build(
+        self, stats: EngineStats, at: float, *, applied_generation: int, rows_published: int, bytes_published: int
+    ) -> NodeReport:
+        """What happened between the previous call and this one.
+
+        Args:
+            stats: cumulative since the engine's epoch began.
+            at: unix seconds; the interval is the span since the previous call (0.0 on the first).
+
+        Returns:
+            A report whose `steps` hold differences; problems noted since the last report are handed over.
+        """
+        before = self._previous
+        same_engine = before is not None and before.epoch == stats.epoch
+        old = {step_key(s): s for s in before.steps} if before is not None and same_engine else {}
+        steps = tuple(
+            difference
+            for current in stats.steps
+            if (difference := subtract(current, old.get(step_key(current)))).num_verifies > 0
+        )
+        interval_s = max(0.0, at - self._previous_at) if self._previous is not None else 0.0
+        self._sequence += 1
+        self._previous, self._previous_at = stats, at
+        problems, self._problems = tuple(self._problems) + stats.problems[-4:], []
+        return NodeReport(
+            node=self.node,
+            at=at,
+            sequence=self._sequence,
+            engine=stats.state,
+            running_version=stats.draft.version,
+            running_digest=stats.draft.digest,
+            applied_generation=applied_generation,
+            num_running=stats.num_running,
+            interval_s=interval_s,
+            steps=steps,
+            collecting=stats.collecting,
+            rows_written=stats.rows_written,
+            rows_dropped=stats.rows_dropped,
+            rows_published=rows_published,
+            bytes_published=bytes_published,
+            requests_opted_out=stats.requests_opted_out,
+            num_swaps=stats.num_swaps,
+            engine_starts=stats.engine_starts,
+            problems=problems,
+        )
+
+
+def step_key(step: StepStats) -> StepKey:
+    """What identifies a counter: (batch size, num_steps)."""
+    return step.batch_size, step.num_steps
+
+
+def subtract(current: StepStats, earlier: StepStats | None) -> StepStats:
+    """Counts of `current` that came after `earlier`; the median is the current one."""
+    if earlier is None:
+        return current
+    return replace(
+        current,
+        num_verifies=current.num_verifies - earlier.num_verifies,
+        num_tokens=current.num_tokens - earlier.num_tokens,
+        accepted_at=tuple(now - then for now, then in zip(current.accepted_at, earlier.accepted_at, strict=True)),
+        step_s=current.step_s - earlier.step_s,
+        target_s=current.target_s - earlier.target_s,
+    )

@@ -1,0 +1,23 @@
+"""A node's pace from one report: accept length and tokens a second. Pure; for the status page and metrics."""
+
+from tide_daemon.wire.records import NodeReport
+
+
+def accept_length(report: NodeReport) -> float | None:
+    """Mean tokens that a request got from a speculative verify step, bonus included; None if none ran.
+
+    A step of the report covers `batch_size` requests, so its tokens are divided by that too.
+    """
+    speculative = [step for step in report.steps if step.num_steps > 0]
+    num_chains = sum(step.num_verifies * step.batch_size for step in speculative)
+    return sum(step.num_tokens for step in speculative) / num_chains if num_chains else None
+
+
+def tokens_per_s(report: NodeReport) -> float:
+    """Tokens emitted a second of wall time over the report's interval; 0.0 for the first report."""
+    return sum(step.num_tokens for step in report.steps) / report.interval_s if report.interval_s > 0 else 0.0
+
+
+def steps_at(table: tuple[tuple[int, int], ...], batch_size: int) -> int:
+    """Drafted tokens a step that a table of (largest batch size, num_steps) asks for; 0 above its last entry."""
+    return next((num_steps for largest, num_steps in table if max(1, batch_size) <= largest), 0)

@@ -1,0 +1,252 @@
+"""The server role: an engine on one side, the bus on the other, and nothing in a request's path.
+
+Three loops that do not wait for each other: ship captured rows, converge the engine and report what
+happened, follow the desired state. Each survives the loss of what it talks to, and one that fails
+is run again: serving does not end because something beside it did. What is decided is not decided
+here, see policy/; how the engine obeys is behind engine/port.py.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from tide_daemon.bus.outbox import Outbox
+from tide_daemon.bus.port import Bus
+from tide_daemon.engine.port import Engine, EngineStats
+from tide_daemon.errors import TideError, WireError
+from tide_daemon.roles import pace
+from tide_daemon.roles.convergence import Convergence
+from tide_daemon.roles.node_report import ReportBuilder
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import DesiredServer, NodeReport, Record, TargetSpec
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Pace and limits of the server role.
+
+    Attributes:
+        node: this node's name, a subject token.
+        drain_interval_s: how often ready chunks are taken from the engine.
+        report_interval_s: how often a report is made.
+        max_rows: captured rows a request, 0 for no limit.
+        max_sample_rate: share of requests that may be captured; the controller can only lower it.
+        chunk_bytes: largest encoded chunk, the broker's limit permitting.
+        publish_bytes: chunks that may wait for the broker's answer. Beyond, chunks stay in the engine's ring, which
+            drops the newest rows when it is full and counts them.
+        stop_deadline_s: time for the engine to end by itself at shutdown.
+        flush_deadline_s: time for waiting chunks to reach the broker at shutdown.
+    """
+
+    node: str
+    drain_interval_s: float = 0.05
+    report_interval_s: float = 1.0
+    max_rows: int = 0
+    max_sample_rate: float = 1.0
+    chunk_bytes: int = 768 * 1024
+    publish_bytes: int = 8 << 20
+    stop_deadline_s: float = 10.0
+    flush_deadline_s: float = 3.0
+
+
+_RETRY_S = 1.0
+_CALM_S = 10.0
+"""A loop that has run this long since it failed counts as well again."""
+
+REPORT_BYTES = 1 << 20
+"""About a thousand reports: what may wait while the broker is away."""
+
+FetchDraft = Callable[[TargetSpec, int, str], Awaitable[Path]]
+
+
+class ServerRole:
+    """Looks after one engine until told to stop."""
+
+    def __init__(self, bus: Bus, engine: Engine, fetch_draft: FetchDraft, settings: ServerSettings) -> None:
+        self._bus = bus
+        self._chunks = Outbox(bus, max_bytes=settings.publish_bytes)
+        # Only the newest reports matter, and chunks must not hold them up.
+        self._reports = Outbox(bus, num_tasks=1, max_bytes=REPORT_BYTES, when_full="drop_oldest")
+        self._engine = engine
+        self._settings = settings
+        self._report = ReportBuilder(settings.node)
+
+        async def fetch(version: int, digest: str) -> Path:
+            if (spec := engine.spec) is None:
+                raise TideError("the engine has not said yet which target it serves")
+            return await fetch_draft(spec, version, digest)
+
+        self._convergence = Convergence(engine, fetch, settings.max_rows, settings.max_sample_rate)
+        self._stats: EngineStats | None = None
+        self._last_report: NodeReport | None = None
+        self._accept_length: float | None = None
+        self._rows_taken = 0
+        self._chunks_refused = 0
+        self._failed: dict[str, str] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set, then stop the engine. Cancellation stops it as well."""
+        async with self._chunks, self._reports:
+            await self._run(stop)
+            await self._chunks.flush(self._settings.flush_deadline_s)
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        await self._engine.start()
+        works = {"ship": self._ship, "observe": self._observe, "follow": self._follow}
+        loops = [asyncio.create_task(self._keep_running(name, work), name=name) for name, work in works.items()]
+        try:
+            await stop.wait()
+        finally:
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await self._engine.stop(self._settings.stop_deadline_s)
+
+    async def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await self._run_once(name, work)
+            except TideError as error:
+                problem = str(error)
+            except Exception as error:
+                log.exception("server_loop_raised", loop=name)
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                problem = "it ended by itself"
+            if self._failed.get(name) != problem:
+                log.error("server_loop_failed", loop=name, error=problem)
+            self._failed[name] = problem
+            self._report.note(f"the loop {name!r} failed: {problem}")
+            await asyncio.sleep(_RETRY_S)
+
+    async def _run_once(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        running = asyncio.ensure_future(work())
+        try:
+            await asyncio.wait([running], timeout=_CALM_S)
+            if not running.done():
+                self._failed.pop(name, None)
+            await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def _ship(self) -> None:
+        """Take ready chunks from the engine, encode them in a thread, wait for room in the outbox.
+
+        Nothing is taken before a broker has said how large a message may be; until then rows stay in the ring.
+        """
+        while True:
+            limit = min(self._settings.chunk_bytes, self._bus.max_payload)
+            chunks = self._engine.take_chunks(limit) if limit > 0 and self._engine.spec is not None else []
+            for chunk in chunks:
+                try:
+                    data = await asyncio.to_thread(envelope.encode, chunk)
+                except ValueError as error:  # states that the codec cannot carry, like infinities under int8
+                    self._chunks_refused += 1
+                    self._report.note(f"a chunk could not be encoded and was dropped: {error}")
+                    continue
+                await self._chunks.put(*message(chunk.spec.model, chunk, data))
+                self._rows_taken += len(chunk.token_ids)
+            if not chunks:
+                await asyncio.sleep(self._settings.drain_interval_s)
+
+    async def _observe(self) -> None:
+        """Converge the engine and report, at the report's pace."""
+        while True:
+            started = time.monotonic()
+            stats = self._stats = await self._engine.stats()
+            await self._convergence.converge(stats)
+            if self._convergence.last_error:
+                self._report.note(self._convergence.last_error)
+            if (spec := self._engine.spec) is not None:
+                report = self._report.build(
+                    stats,
+                    time.time(),
+                    applied_generation=self._convergence.applied_generation,
+                    rows_published=self._rows_taken,
+                    bytes_published=self._chunks.stats.bytes_stored,
+                )
+                self._last_report = report
+                self._accept_length = pace.accept_length(report) or self._accept_length
+                await self._reports.offer(*message(spec.model, report))
+            await asyncio.sleep(max(0.0, self._settings.report_interval_s - (time.monotonic() - started)))
+
+    async def _follow(self) -> None:
+        """Keep the newest desired state; the broker hands over the last one first."""
+        spec = await self._served()
+        subject = subjects.control_server(spec.model, self._settings.node)
+        async for stored in self._bus.tail(subject, since="last"):
+            try:
+                record = envelope.decode(stored.data)
+                subjects.verify(subject, record)
+            except WireError as error:
+                log.warning("desired_state_undecodable", subject=subject, error=str(error))
+                self._report.note(f"desired state was refused: {error}")
+                continue
+            if isinstance(record, DesiredServer):
+                self._convergence.offer(record)
+
+    async def _served(self) -> TargetSpec:
+        """What the engine serves, once it has said so."""
+        while (spec := self._engine.spec) is None:  # noqa: ASYNC110  the engine is another process, not a task of ours
+            await asyncio.sleep(self._settings.drain_interval_s)
+        return spec
+
+    def ready(self) -> bool:
+        """True once the engine takes requests."""
+        return self._stats is not None and self._stats.state in ("ready", "capture_off")
+
+    def health(self) -> dict[str, str]:
+        """Each dependency: "ok" or what is wrong."""
+        state = "starting" if self._stats is None else self._stats.state
+        return {
+            "engine": "ok" if state == "ready" else f"the engine is {state}",
+            "bus": self._bus.problem or "ok",
+            "desired_state": self._convergence.last_error or "ok",
+            **self._failed,
+        }
+
+    def snapshot(self) -> dict[str, object]:
+        """What the status page shows of this node."""
+        stats, wanted, report = self._stats, self._convergence.desired, self._last_report
+        return {
+            "node": self._settings.node,
+            "engine": "starting" if stats is None else stats.state,
+            "draft_version": 0 if stats is None else stats.draft.version,
+            "draft_digest": "" if stats is None else stats.draft.digest,
+            "num_running": 0 if stats is None else stats.num_running,
+            "accept_length": self._accept_length,
+            "tokens_per_s": 0.0 if report is None else pace.tokens_per_s(report),
+            "num_steps": 0 if stats is None or wanted is None else pace.steps_at(wanted.steps_table, stats.num_running),
+            "collecting": stats is not None and stats.collecting,
+            "rows_written": 0 if stats is None else stats.rows_written,
+            "rows_dropped": 0 if stats is None else stats.rows_dropped,
+            "rows_published": self._rows_taken,
+            "bytes_published": self._chunks.stats.bytes_stored,
+            "chunks_waiting": self._chunks.stats.waiting_messages + self._chunks.stats.in_flight,
+            "chunks_dropped": self._chunks_refused + self._chunks.stats.num_dropped + self._chunks.stats.num_failed,
+            "requests_opted_out": 0 if stats is None else stats.requests_opted_out,
+            "num_swaps": 0 if stats is None else stats.num_swaps,
+            "engine_starts": 0 if stats is None else stats.engine_starts,
+            "desired_draft_version": 0 if wanted is None else wanted.draft_version,
+            "steps_table": [] if wanted is None else [list(entry) for entry in wanted.steps_table],
+            "reason": "" if wanted is None else wanted.reason,
+            "applied_generation": self._convergence.applied_generation,
+            "last_error": self._convergence.last_error,
+            "problems": [] if stats is None else list(stats.problems),
+        }
+
+
+def message(model: str, record: Record, data: bytes | None = None) -> tuple[str, bytes, str]:
+    """(subject, bytes, message id) of a record; `data` if it is encoded already."""
+    return (
+        subjects.subject_of(model, record),
+        envelope.encode(record) if data is None else data,
+        subjects.message_id(model, record),
+    )

@@ -1,0 +1,216 @@
+"""Takes hidden-state chunks from the bus into the sample store: fetch, check, store, sync, then acknowledge.
+
+A chunk is acknowledged only when it is on the disk. Refused ones (damaged, another target) are counted by reason
+and ended for good: no retry can mend them. While the disk refuses, the batch is held and the broker is told that it
+is still being worked on, so that redelivery limits do not eat samples during a long outage; nothing more is fetched.
+"""
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from tide_daemon.bus.port import Bus, Delivery, Puller, StoredMessage
+from tide_daemon.errors import BusError, BusUnavailableError, StoreError, WireError
+from tide_daemon.roles.target_spec import SpecKeeper
+from tide_daemon.trainer.join import refusal
+from tide_daemon.trainer.segments import ChunkMeta
+from tide_daemon.trainer.selection import heldout, new_tokens
+from tide_daemon.trainer.settings import TrainerSettings
+from tide_daemon.trainer.store import SampleStore, StoreLimits
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import HiddenChunk
+
+log = structlog.get_logger()
+
+DURABLE = "trainers"
+_FETCH_WAIT_S = 1.0
+_RETRY_S = 2.0
+_ENFORCE_EVERY_S = 30.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What the store holds, for the report; made in the store's thread."""
+
+    num_requests: int = 0
+    num_tokens: int = 0
+    num_heldout: int = 0
+    new_tokens: int = 0
+    num_bytes: int = 0
+    last_sequence: int = 0
+    newest_heldout_sequence: int = 0
+
+
+class Ingest:
+    """Owner of the sample store and of the pull consumer."""
+
+    def __init__(
+        self, bus: Bus, settings: TrainerSettings, folder: Path, specs: SpecKeeper, now: Callable[[], float]
+    ) -> None:
+        """Open the store. Raises StoreError when it cannot be used."""
+        self._bus = bus
+        self._settings = settings
+        self._specs = specs
+        self._now = now
+        limits = StoreLimits(settings.store_max_bytes, settings.store_max_age_s, settings.segment_bytes)
+        self._store = SampleStore(folder, limits, now)
+        # One thread owns the store: its calls never overlap, and one that began ends even if its waiter is cancelled.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self.refused: Counter[str] = Counter()
+        self.problem = ""
+        self.stats = StoreStats()
+        # Tokens of requests finished after this are new; the role moves it when a round begins.
+        self.cursor = 0
+
+    async def run(self) -> None:
+        """Fetch and store until cancelled. Cancelled, it gives back what it has not stored."""
+        await self._refresh()
+        puller = await self._bind()
+        enforced_at = asyncio.get_running_loop().time()
+        fetching = asyncio.create_task(self._fetch(puller))
+        try:
+            while True:
+                batch = await fetching
+                # The next batch travels while this one is decoded and synced.
+                fetching = asyncio.create_task(self._fetch(puller))
+                if batch:
+                    await self._take(batch)
+                if batch or asyncio.get_running_loop().time() - enforced_at > _ENFORCE_EVERY_S:
+                    enforced_at = asyncio.get_running_loop().time()
+                    await self._refresh()
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+            await puller.close()
+
+    async def _bind(self) -> Puller:
+        """The pull consumer, as soon as the broker can be reached."""
+        while True:
+            try:
+                return await self._bus.puller(DURABLE)
+            except BusUnavailableError as error:
+                log.warning("consumer_not_bound", error=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+    async def _fetch(self, puller: Puller) -> Sequence[Delivery]:
+        settings = self._settings
+        return await puller.fetch(settings.fetch_max_messages, settings.fetch_max_bytes, _FETCH_WAIT_S)
+
+    async def _take(self, batch: Sequence[Delivery]) -> None:
+        checked = await self._store_all([delivery.message for delivery in batch], batch)
+        for delivery, item in zip(batch, checked, strict=True):
+            try:
+                if isinstance(item, str):
+                    self.refused[item] += 1
+                    await delivery.term()
+                else:
+                    await delivery.ack()
+            except BusError as error:
+                # It comes again and the store knows it already.
+                log.debug("acknowledgement_failed", error=str(error))
+
+    def _check_one(self, message: StoredMessage) -> tuple[ChunkMeta, bytes] | str:
+        try:
+            chunk = envelope.decode(message.data)
+            subjects.verify(message.subject, chunk)
+        except WireError as error:
+            log.warning("chunk_undecodable", subject=message.subject, sequence=message.sequence, error=str(error))
+            return "damaged"
+        if not isinstance(chunk, HiddenChunk):
+            return "other_kind"
+        spec = self._specs.offer(chunk.spec)
+        if spec is None:
+            return "other_target"
+        if (reason := refusal(chunk, spec)) is not None:
+            return reason
+        return (
+            ChunkMeta(
+                sequence=0,
+                request_id=chunk.request_id,
+                chunk_index=chunk.chunk_index,
+                last=chunk.last,
+                incomplete=chunk.incomplete,
+                first_position=chunk.first_position,
+                num_rows=len(chunk.token_ids),
+                num_response=int(chunk.loss_mask.sum()),
+                captured_at=chunk.captured_at,
+                stored_at=0.0,
+                workload=chunk.workload,
+            ),
+            message.data,
+        )
+
+    async def _store_all(
+        self, messages: Sequence[StoredMessage], batch: Sequence[Delivery]
+    ) -> list[tuple[ChunkMeta, bytes] | str]:
+        """Store what can be used, however long the disk refuses; returns what `_check_one` said of each."""
+        while True:
+            try:
+                checked = await self._call(self._check_and_append, messages)
+                self.problem = ""
+                return checked
+            except StoreError as error:
+                if not self.problem:
+                    log.error("samples_not_stored", error=str(error), chunks=len(messages))
+                self.problem = str(error)
+            await asyncio.sleep(_RETRY_S)
+            for delivery in batch:
+                try:
+                    await delivery.in_progress()
+                except BusError as error:
+                    log.debug("in_progress_failed", error=str(error))
+
+    def _check_and_append(self, messages: Sequence[StoredMessage]) -> list[tuple[ChunkMeta, bytes] | str]:
+        checked = [self._check_one(message) for message in messages]
+        self._store.append([item for item in checked if not isinstance(item, str)])
+        return checked
+
+    async def _refresh(self) -> None:
+        """Apply the limits and bring the statistics up to date."""
+        try:
+            self.stats = await self._call(self._measure)
+        except (OSError, StoreError) as error:
+            self.problem = f"cannot apply the sample store's limits: {error}"
+
+    def _measure(self) -> StoreStats:
+        self._store.enforce()
+        requests = self._store.index.requests
+        held = heldout(requests, self._settings, self._now())
+        return StoreStats(
+            num_requests=len(requests),
+            num_tokens=self._store.index.num_response,
+            num_heldout=len(held),
+            new_tokens=new_tokens(requests, self._settings, self.cursor),
+            num_bytes=self._store.num_bytes,
+            last_sequence=self._store.last_sequence,
+            newest_heldout_sequence=held[0].finished_sequence if held else 0,
+        )
+
+    async def delete(self, request_id: str) -> int:
+        """Remove a request's chunks from the disk; returns how many. Raises StoreError."""
+        return await self._call(self._store.delete, request_id)
+
+    def close(self) -> None:
+        """Finish what the store's thread is doing and release the folder. Blocks for at most one append."""
+        self._thread.shutdown(wait=True)
+        self._store.close()
+
+    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in the store's thread."""
+        work = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def counters(self) -> dict[str, int]:
+        """The store's own counters, for the status page."""
+        counters = self._store.counters
+        return {name: getattr(counters, name) for name in type(counters).__slots__}

@@ -1,0 +1,1 @@
+"""Subcommands of `tide-daemon`: one module each, with `add_arguments(parser)` and `run(arguments) -> int`."""
