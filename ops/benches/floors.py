@@ -1,0 +1,95 @@
+"""What each bench measures and what must hold: the table that `ops/bench --list` prints and results are held to."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge, "=": operator.eq}
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A bound that a figure must keep; `sign` is "<=", ">=" or "="."""
+
+    sign: str
+    bound: float
+
+    def holds(self, figure: float) -> bool:
+        """Whether the figure keeps the bound. NaN never does."""
+        return _COMPARE[self.sign](figure, self.bound)
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One bench: the module in this folder, what it measures, its figures (None: reported, not bounded)."""
+
+    module: str
+    what: str
+    figures: dict[str, Floor | None]
+
+
+def _at_most(bound: float) -> Floor:
+    return Floor("<=", bound)
+
+
+def _at_least(bound: float) -> Floor:
+    return Floor(">=", bound)
+
+
+BENCHES: dict[str, Bench] = {
+    "step": Bench(
+        "step",
+        "time of an EAGLE-3 step (3 drafts) over a plain step, batch 1, 4, 8; plain over its linear layers",
+        {
+            "ratio_b1": _at_most(1.32),
+            "ratio_b4": _at_most(1.58),
+            "ratio_b8": _at_most(1.68),
+            "plain_over_linear_b1": _at_most(3.5),
+        },
+    ),
+    "speculate": Bench(
+        "speculate",
+        "tokens/s against plain on held-out HumanEval prompts after learning from the others; chat with that draft",
+        {
+            "speedup_b1": _at_least(1.35),
+            "speedup_b4": _at_least(1.10),
+            "speedup_b8": _at_least(1.0),
+            "stale_b8": _at_least(0.98),
+        },
+    ),
+    "learn": Bench(
+        "learn",
+        "accept length on held-out requests after so many response tokens from nothing; training CPU per token",
+        {
+            "accept_chat_20k": _at_least(1.35),
+            "accept_chat_100k": _at_least(1.55),
+            "accept_humaneval_8k": _at_least(1.75),
+            "accept_ngram_chat": None,
+            "accept_ngram_humaneval": None,
+            "train_cpu_ms_per_token": _at_most(6),
+        },
+    ),
+    "capture": Bench(
+        "capture",
+        "serving tokens/s with capture and publishing on against the plug-in absent, batch 8",
+        {"ratio_plain": _at_least(0.97), "ratio_spec": _at_least(0.97)},
+    ),
+    "swap": Bench(
+        "swap",
+        "longest gap between two tokens of running streams across 20 swaps, over the p99 gap without swaps",
+        {"gap_ratio": _at_most(2), "requests_lost": Floor("=", 0)},
+    ),
+    "spine": Bench(
+        "spine",
+        "tokens/s from ring to trainer store through a real nats-server, over 51k at hidden 576 and 7.1k at 4096",
+        {"ratio_h576": _at_least(0.8), "ratio_h4096": _at_least(0.8)},
+    ),
+    "memory": Bench(
+        "memory",
+        "growth of the worst process over 10 minutes under load; resident memory of the controller",
+        {"growth_mb_per_hour": _at_most(30), "controller_mb": _at_most(120)},
+    ),
+}
