@@ -26,6 +26,7 @@ from tide_daemon.exit_codes import MEANINGS, ExitCode
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
+    "export": ("tide_daemon.tools.export", "write a draft from the bus as a checkpoint that SGLang loads"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),
 }

@@ -92,4 +92,14 @@ BENCHES: dict[str, Bench] = {
         "growth of the worst process over 10 minutes under load; resident memory of the controller",
         {"growth_mb_per_hour": _at_most(30), "controller_mb": _at_most(120)},
     ),
+    "lossless": Bench(
+        "lossless",
+        "share of 40 greedy answers that equal plain decoding's under random steps and swaps, float32 and bf16",
+        {"equal_float32": Floor("=", 1), "equal_bf16": None, "equal_bf16_plain": None},
+    ),
+    "stock": Bench(
+        "stock",
+        "accept length of a draft in an SGLang without our plug-in over that under it, same prompts",
+        {"accept_ratio": _at_least(0.97), "accept_stock": None, "accept_tide": None},
+    ),
 }

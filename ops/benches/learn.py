@@ -87,9 +87,14 @@ class Learner:
         self.cost.rows += sum(len(request.chunk.token_ids) for request in requests)
         self.cost.response_tokens += sum(len(request.answer) for request in requests)
 
+    @property
+    def candidate_dir(self) -> Path:
+        """Checkpoint folder of the newest candidate."""
+        return self._rounds.open(self._number).candidate_dir
+
     def scores(self, samples: list[Sample]) -> list[SampleScore]:
         """The newest candidate on held-out samples, in bf16 as it would be served."""
-        held = checkpoint.load(self._rounds.open(self._number).candidate_dir)
+        held = checkpoint.load(self.candidate_dir)
         return score_draft(held, self._frozen, samples, NUM_STEPS)
 
 
@@ -111,7 +116,7 @@ def run(settings: Settings) -> dict[str, float]:
         seed=settings.integer("seed", 0),
         checkpoint_interval_s=1e9,
     )
-    spec = _spec(target_dir, layers)
+    spec = bench_spec(target_dir, layers)
     chat, code = (_traffic(name, target_dir, spec, settings) for name in ("chat", "code"))
     heldout = {"chat": chat[: NUM_HELDOUT["chat"]], "code": code[: NUM_HELDOUT["code"]]}
     samples = {name: join([request.chunk for request in requests], Counter()) for name, requests in heldout.items()}
@@ -174,7 +179,8 @@ def _ngram(requests: Sequence[Request]) -> float:
     return sum(tokens for _, tokens in walks) / sum(verifies for verifies, _ in walks)
 
 
-def _spec(target_dir: Path, layers: tuple[int, ...]) -> TargetSpec:
+def bench_spec(target_dir: Path, layers: tuple[int, ...]) -> TargetSpec:
+    """The target's shapes; nothing checks its fingerprint here."""
     config = load_frozen(target_dir, last_layer=False).config
     return TargetSpec("smollm2", "0" * 64, "0" * 64, layers, config["hidden_size"], config["vocab_size"])
 

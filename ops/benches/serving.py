@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -28,6 +29,14 @@ from tide_daemon.engine.sglang.start import SglangSettings
 
 START_LIMIT_S = 600.0
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer: its token ids, and in how many verify steps they came (0 without speculation)."""
+
+    ids: list[int]
+    num_verifies: int
 
 
 class BenchServer:
@@ -87,13 +96,32 @@ class BenchServer:
         started = time.perf_counter()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
             answers = await asyncio.gather(*(self._one(session, ids, num_tokens) for ids in prompts))
-        if any(count != num_tokens for count in answers):
-            raise RuntimeError(f"{self.name} answered {answers} tokens instead of {num_tokens} each")
+        counts = [len(answer.ids) for answer in answers]
+        if any(count != num_tokens for count in counts):
+            raise RuntimeError(f"{self.name} answered {counts} tokens instead of {num_tokens} each")
         return time.perf_counter() - started
 
-    async def _one(self, session: aiohttp.ClientSession, ids: list[int], num_tokens: int) -> int:
+    async def answers(self, prompts: Sequence[list[int]], num_tokens: int, concurrency: int) -> list[Reply]:
+        """Greedy answers of `num_tokens` each, in the prompts' order, `concurrency` at a time."""
+        turn = asyncio.Semaphore(concurrency)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
+
+            async def one(ids: list[int]) -> Reply:
+                async with turn:
+                    return await self._one(session, ids, num_tokens)
+
+            return list(await asyncio.gather(*(one(ids) for ids in prompts)))
+
+    async def flush_cache(self) -> None:
+        """Forget every prefix, so that no prompt is served from an earlier one."""
+        async with aiohttp.ClientSession() as session, session.post(f"{self.url}/flush_cache") as response:
+            response.raise_for_status()
+
+    async def _one(self, session: aiohttp.ClientSession, ids: list[int], num_tokens: int) -> Reply:
         async with session.post(f"{self.url}/generate", json=request(ids, num_tokens)) as response:
-            return len((await response.json())["output_ids"])
+            response.raise_for_status()
+            answer = await response.json()
+        return Reply(answer["output_ids"], int(answer["meta_info"].get("spec_verify_ct") or 0))
 
     async def stream(
         self, session: aiohttp.ClientSession, ids: list[int], num_tokens: int

@@ -64,9 +64,9 @@ def role_config(
         config["server"] = {"model_path": str(model_dir), "port": openai_port, "arguments": server_args}
     elif role == "trainer":
         config["draft"] = draft
+        # No target_path: embedding, norm and head come over the bus, as on a trainer node without the target's files.
         # Small rounds and a large held-out share: minutes of traffic must be enough for several verdicts.
         config["trainer"] = {
-            "target_path": str(model_dir),
             "round_min_tokens": 800,
             "round_max_tokens": 12_000,
             "batch_tokens": 512,

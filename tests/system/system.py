@@ -35,7 +35,8 @@ T = TypeVar("T")
 CHANGES: dict[str, dict[str, Any]] = {
     "trainer": {"shadow_interval_s": 0},
     # Training is not what is tested here, see tests/integration/loop; it would take the core from the rest.
-    "controller": {"train_first_tokens": 1 << 30, "train_min_tokens": 1 << 30},
+    # An engine that goes down in the watch period costs the draft; what is tested here comes after it.
+    "controller": {"train_first_tokens": 1 << 30, "train_min_tokens": 1 << 30, "watch_s": 5.0},
 }
 
 
@@ -66,6 +67,7 @@ class System:
         self.until("every role is ready", lambda: all(self.is_ready(role) for role in ROLES), START_LIMIT_S)
         self.on_bus(self._publish_draft)
         self.until("the draft runs", lambda: self.role("server")["draft_version"] == 1, 60.0)
+        self.until("its rollout is over", lambda: self.role("controller")["fleet"]["stage"] == "steady", 60.0)
 
     async def _publish_draft(self, bus: JetStreamBus) -> None:
         spec = target_spec(self._model_dir, MODEL, tuple(AUX_LAYERS))

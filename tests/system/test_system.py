@@ -126,6 +126,13 @@ def test_the_official_client_works_while_capture_goes_on(system: System) -> None
     assert system.role("server")["rows_dropped"] == 0
 
 
+def test_the_trainer_gets_the_frozen_rows_over_the_bus(system: System) -> None:
+    """It has no file of the target; the server node put embedding, norm and head on the bus."""
+    folder = system.folder / "trainer" / "trainer" / "target"
+    system.until("the rows are there", (folder / "digest.json").exists, 120)
+    assert not [problem for problem in system.role("trainer")["problems"] if "frozen tensors" in problem]
+
+
 def test_the_trainer_is_killed(system: System) -> None:
     """No request notices; the next trainer has every sample that was acknowledged, and takes new ones."""
     with traffic(system) as requests:

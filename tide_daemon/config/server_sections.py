@@ -92,6 +92,10 @@ class ServerConfig:
     model_path: Path | None = setting(
         None, "Folder of the target model (config.json, safetensors, tokenizer).", required_for=("server",)
     )
+    share_target: bool = setting(
+        True,
+        "Put the target's embedding, final norm, head and last layer on the bus once, for trainers without its files.",
+    )
     arguments: tuple[str, ...] = setting((), "Further arguments for sglang.launch_server, as on its command line.")
     host: str = setting("127.0.0.1", "Where SGLang serves its OpenAI endpoint.")
     port: int = setting(30000, "Port of SGLang's endpoint.", minimum=1, maximum=65535)

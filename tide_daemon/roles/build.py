@@ -15,6 +15,7 @@ from tide_daemon.roles.port import Role
 
 if TYPE_CHECKING:
     from tide_daemon.engine.port import Engine
+    from tide_daemon.wire.records import TargetSpec
 
 
 def build_role(name: str, config: Config, bus: Bus) -> Role:
@@ -60,6 +61,7 @@ def _trainer(config: Config, bus: Bus) -> Role:
 def _server(config: Config, bus: Bus) -> Role:
     from tide_daemon.roles.draft_fetch import DraftFetcher
     from tide_daemon.roles.server import ServerRole, ServerSettings
+    from tide_daemon.roles.target_rows import publish_target_rows
 
     assert config.node.state_dir is not None, "the loader fills it in"
     engine = _modelled_engine(config) if config.server.mode == "modelled" else _sglang_engine(config)
@@ -72,7 +74,14 @@ def _server(config: Config, bus: Bus) -> Role:
         publish_bytes=config.capture.publish_bytes_in_flight,
         max_sample_rate=config.capture.sample_rate,
     )
-    return ServerRole(bus, engine, fetcher.fetch, settings)
+    model_path = config.server.model_path
+
+    async def share_target(spec: "TargetSpec") -> None:
+        assert model_path is not None, "asked for below only with one"
+        await publish_target_rows(bus, spec, model_path)
+
+    shares = config.server.share_target and model_path is not None
+    return ServerRole(bus, engine, fetcher.fetch, settings, share_target if shares else None)
 
 
 def _sglang_engine(config: Config) -> "Engine":

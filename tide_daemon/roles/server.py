@@ -1,8 +1,9 @@
 """The server role: an engine on one side, the bus on the other, and nothing in a request's path.
 
-Three loops that do not wait for each other: ship captured rows, converge the engine and report what
-happened, follow the desired state. Each survives the loss of what it talks to, and one that fails
-is run again: serving does not end because something beside it did. What is decided is not decided
+Four loops that do not wait for each other: ship captured rows, converge the engine and report what
+happened, follow the desired state, share the target's frozen rows with trainers once. Each survives
+the loss of what it talks to, and one that fails is run again: serving does not end because something
+beside it did. What is decided is not decided
 here, see policy/; how the engine obeys is behind engine/port.py.
 """
 
@@ -56,6 +57,9 @@ class ServerSettings:
 
 
 _RETRY_S = 1.0
+_SHARE_RETRY_S = 5.0
+"""Every try reads the target's embedding again, which may be a gigabyte."""
+_TARGET_ROWS = "target_rows"
 _CALM_S = 10.0
 """A loop that has run this long since it failed counts as well again."""
 
@@ -63,13 +67,27 @@ REPORT_BYTES = 1 << 20
 """About a thousand reports: what may wait while the broker is away."""
 
 FetchDraft = Callable[[TargetSpec, int, str], Awaitable[Path]]
+ShareTarget = Callable[[TargetSpec], Awaitable[object]]
+"""Puts the target's frozen rows on the bus unless they are there; see roles/target_rows.py."""
 
 
 class ServerRole:
-    """Looks after one engine until told to stop."""
+    """Looks after one engine until told to stop.
 
-    def __init__(self, bus: Bus, engine: Engine, fetch_draft: FetchDraft, settings: ServerSettings) -> None:
+    Args:
+        share_target: None when trainers have the target's files, or another node shares them.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        engine: Engine,
+        fetch_draft: FetchDraft,
+        settings: ServerSettings,
+        share_target: ShareTarget | None = None,
+    ) -> None:
         self._bus = bus
+        self._share_target = share_target
         self._chunks = Outbox(bus, max_bytes=settings.publish_bytes)
         # Only the newest reports matter, and chunks must not hold them up.
         self._reports = Outbox(bus, num_tasks=1, max_bytes=REPORT_BYTES, when_full="drop_oldest")
@@ -98,7 +116,7 @@ class ServerRole:
 
     async def _run(self, stop: asyncio.Event) -> None:
         await self._engine.start()
-        works = {"ship": self._ship, "observe": self._observe, "follow": self._follow}
+        works = {"ship": self._ship, "observe": self._observe, "follow": self._follow, "share": self._share}
         loops = [asyncio.create_task(self._keep_running(name, work), name=name) for name, work in works.items()]
         try:
             await stop.wait()
@@ -191,6 +209,21 @@ class ServerRole:
                 continue
             if isinstance(record, DesiredServer):
                 self._convergence.offer(record)
+
+    async def _share(self) -> None:
+        """Until it succeeded once: it costs one look at the bus when the rows are there already."""
+        spec = await self._served()
+        while self._share_target is not None:
+            if self._bus.connected:
+                try:
+                    await self._share_target(spec)
+                    break
+                except TideError as error:
+                    self._failed[_TARGET_ROWS] = str(error)
+                    self._report.note(f"the target's rows could not be shared with trainers: {error}")
+            await asyncio.sleep(_SHARE_RETRY_S)
+        self._failed.pop(_TARGET_ROWS, None)
+        await asyncio.Event().wait()
 
     async def _served(self) -> TargetSpec:
         """What the engine serves, once it has said so."""

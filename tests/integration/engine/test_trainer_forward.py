@@ -1,6 +1,7 @@
 """The trainer's draft is the engine's draft: what the trainer's maths predicts, a real SGLang does, step for step."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,26 @@ def sample_of(model: LlamaForCausalLM, prompt: list[int], answer: list[int]) -> 
     return sample, aux
 
 
-def trained(target: Path, samples: list[Sample], directory: Path) -> Checkpoint:
-    """A draft that has seen the answers often enough to accept many of them, and not all."""
+def train(
+    target: Path, embed: torch.Tensor, captured: Sequence[tuple[Sample, torch.Tensor]], directory: Path
+) -> tuple[Checkpoint, list[list[int]]]:
+    """A draft, and the accept lengths predicted for each request.
+
+    It is trained until every accept length from 1 to NUM_STEPS + 1 is predicted somewhere: the comparison would mean
+    little if nothing, or everything, were accepted. How many passes that takes depends on the processor's rounding.
+    """
     settings = TrainerSettings(name="t", model="tiny", draft_vocab_size=DRAFT_VOCAB)
+    samples = [sample for sample, _ in captured]
     counts = np.bincount(np.concatenate([s.token_ids for s in samples]), minlength=VOCAB).astype(np.float64)
     session = TrainSession.fresh(SPEC, counts, samples, load_frozen(target), settings)
-    for _ in range(14):
-        session.step(samples)
-    return session.save(directory)
+    for _ in range(12):
+        for _ in range(14):
+            session.step(samples)
+        held = session.save(directory)
+        walks = [expected_verifies(held, embed, sample, aux) for sample, aux in captured]
+        if {length for walk in walks for length in walk} == set(range(1, NUM_STEPS + 2)):
+            return held, walks
+    raise AssertionError("the draft does not learn to be accepted")
 
 
 @torch.no_grad()
@@ -100,19 +113,13 @@ async def test_every_request_takes_the_verify_steps_that_the_trainer_predicts(
     # A few tokens more than will be compared: the last chains need their answers.
     answers = await server.generate(chosen, NUM_TOKENS + NUM_STEPS)
     captured = [sample_of(model, prompt, answer) for prompt, answer in zip(chosen, answers, strict=True)]
-    held = trained(target, [sample for sample, _ in captured], tmp_path / "d")
+    embed = load_file(target / "model.safetensors")["model.embed_tokens.weight"].float()
+    held, walks = train(target, embed, captured, tmp_path / "d")
     await server.engine.swap(str(tmp_path / "d"), DraftState(901, held.digest))
     await server.engine.set_steps([(8, NUM_STEPS)])
-    embed = load_file(target / "model.safetensors")["model.embed_tokens.weight"].float()
-    lengths: list[int] = []
-    for prompt, answer, (sample, aux) in zip(chosen, answers, captured, strict=True):
+    for prompt, answer, walk in zip(chosen, answers, walks, strict=True):
         before = await drafted(server)
         (ids,) = await server.generate([prompt], NUM_TOKENS)
         after = await drafted(server)
         assert ids == answer[:NUM_TOKENS]
-        walked = expected_verifies(held, embed, sample, aux)
-        assert after.num_verifies - before.num_verifies == len(walked)
-        lengths += walked
-    # The comparison would mean little if nothing, or everything, were accepted.
-    counts = np.bincount(lengths, minlength=NUM_STEPS + 2)[1:]
-    assert (counts > 0).all(), counts
+        assert after.num_verifies - before.num_verifies == len(walk)

@@ -9,6 +9,7 @@ import pytest
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
 from tide_daemon.engine.modelled import TINY_TARGET, ModelledEngine, ModelledSettings, Traffic
+from tide_daemon.errors import BusFullError
 from tide_daemon.roles import server
 from tide_daemon.roles.server import ServerRole, ServerSettings
 from tide_daemon.wire import envelope, subjects
@@ -144,3 +145,35 @@ async def test_desired_state_is_followed_and_bad_bytes_are_reported(bus: SilentB
         assert refused and not (await engine.stats()).collecting
         stop.set()
         await running
+
+
+async def test_the_target_is_shared_once_and_trying_goes_on_until_then(
+    bus: SilentBus, engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full stream shows in health and is tried again; after a success nothing is read any more."""
+    monkeypatch.setattr(server, "_SHARE_RETRY_S", 0.02)
+    shared: list[TargetSpec] = []
+    full = True
+
+    async def share(spec: TargetSpec) -> None:
+        if full:
+            raise BusFullError("TIDE_TARGET is full")
+        shared.append(spec)
+
+    stop = asyncio.Event()
+    role = ServerRole(bus, engine, no_draft, SETTINGS, share)
+    running = asyncio.create_task(role.run(stop))
+
+    async def shows() -> bool:
+        return "full" in role.health().get("target_rows", "")
+
+    async def is_shared() -> bool:
+        return bool(shared) and "target_rows" not in role.health()
+
+    await until(shows)
+    full = False
+    await until(is_shared)
+    await asyncio.sleep(0.2)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    assert shared == [TINY_TARGET]
