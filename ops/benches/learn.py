@@ -119,7 +119,7 @@ def run(settings: Settings) -> dict[str, float]:
     spec = bench_spec(target_dir, layers)
     chat, code = (_traffic(name, target_dir, spec, settings) for name in ("chat", "code"))
     heldout = {"chat": chat[: NUM_HELDOUT["chat"]], "code": code[: NUM_HELDOUT["code"]]}
-    samples = {name: join([request.chunk for request in requests], Counter()) for name, requests in heldout.items()}
+    samples = {name: samples_of(requests) for name, requests in heldout.items()}
     learner = Learner(spec, target_dir, settings.work_dir, trainer)
     figures: dict[str, float] = {
         "accept_ngram_chat": _ngram(heldout["chat"]),
@@ -172,6 +172,11 @@ def _take(waiting: list[Request], num_tokens: int) -> list[Request]:
             raise ValueError("there are too few requests; answers were shorter than expected")
         taken.append(waiting.pop())
     return taken
+
+
+def samples_of(requests: Sequence[Request]) -> list[Sample]:
+    """One sample a request: `join` takes the chunks of a single request."""
+    return [sample for request in requests for sample in join([request.chunk], Counter())]
 
 
 def _ngram(requests: Sequence[Request]) -> float:
