@@ -71,6 +71,11 @@ def role_config(
             "round_max_tokens": 12_000,
             "batch_tokens": 512,
             "heldout_share": 0.25,
+            # The gate shall judge by the traffic of the last minutes, and a change be seen within seconds.
+            "heldout_max_requests": 24,
+            "shadow_interval_s": 5.0,
+            # It shares two cores with the server here; on a machine of its own it need not stand back.
+            "nice": 19,
             "report_interval_s": 1.0,
         }
     else:

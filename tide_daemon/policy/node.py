@@ -33,7 +33,7 @@ class NodeState:
     Attributes:
         running_since: when it first reported what it runs; running_since_busy_s the same by its busy clock.
         busy_s: seconds of all steps so far: the clock of probing.
-        live_at: when the running draft was last seen at work.
+        live_at: when the running draft was last seen at work; live_at_busy_s the same by the busy clock.
         num_implausible: counters left out because they cannot be true.
     """
 
@@ -47,6 +47,7 @@ class NodeState:
         self.running_since = -math.inf
         self.running_since_busy_s = 0.0
         self.live_at = -math.inf
+        self.live_at_busy_s = -math.inf
         self.applied_generation = 0
         self.num_implausible = 0
         self.busy_s = 0.0
@@ -84,7 +85,7 @@ class NodeState:
             elif event.running_version != NO_DRAFT and not another:
                 self.acceptance.observe(step.num_proposals, step.accepted_at, step.step_s)
                 self.trial.observe(step.num_proposals, step.accepted_at)
-                self.live_at = event.at
+                self.live_at, self.live_at_busy_s = event.at, self.busy_s
         return tuple(counted)
 
     def score_offline(self, accept_length: float, num_steps: int) -> None:
@@ -152,5 +153,6 @@ class NodeState:
             self.baseline = Baseline(length, num_steps, self.acceptance.evidence, self.live_at)
         self.running_version, self.running_digest = event.running_version, event.running_digest
         self.running_since, self.running_since_busy_s, self.live_at = event.at, self.busy_s, -math.inf
+        self.live_at_busy_s = -math.inf
         self.offline_accept_length = 0.0
         self.acceptance, self.trial = self._new_acceptance()

@@ -50,13 +50,14 @@ class Probe:
 
     Attributes:
         kind: "speculate" or "plain".
+        began_busy_s: the node's busy clock when it was asked for.
         steps_by_edge: what the table holds instead, by batch edge; other edges keep their choice.
         min_proposals: chains below which it does not end early: a canary among several has to show them.
         busy_s, num_proposals, num_verifies: what was measured in the probed state.
     """
 
     kind: str
-    started_at: float
+    began_busy_s: float
     reason: str
     steps_by_edge: dict[int, int] = field(default_factory=dict)
     busy_s: float = 0.0
@@ -64,9 +65,9 @@ class Probe:
     num_verifies: int = 0
     min_proposals: int = 0
 
-    def is_over(self, at: float, settings: PolicySettings) -> bool:
-        """Whether enough was measured, or traffic went away."""
-        if at - self.started_at >= settings.probe_timeout_s:
+    def is_over(self, node_busy_s: float, settings: PolicySettings) -> bool:
+        """Whether enough was measured, or traffic went to batch sizes that are not probed. It waits while idle."""
+        if node_busy_s - self.began_busy_s >= settings.probe_timeout_s:
             return True
         if self.kind == "plain":
             return self.busy_s >= settings.plain_probe_s

@@ -21,7 +21,7 @@ class PolicySettings:
         dwell_s: least seconds between two changes of one batch size's steps, except switching off.
         off_dwell_s: the same for switching off.
         min_proposals: chains of live evidence that a decision needs.
-        evidence_max_age_s: live evidence older than this switches nothing on.
+        evidence_max_age_s: live evidence older than this, in busy seconds, switches nothing on.
         short_half_life_s, long_half_life_s: forgetting of acceptance, seconds of speculative steps.
         change_z: standard errors between the two windows that count as a change of traffic.
         prior_accept_prob: accept probability of a draft of which nothing is known.
@@ -37,7 +37,7 @@ class PolicySettings:
         probe_min_ratio: a new draft predicted below this is not probed on arrival.
         plain_probe_s: busy seconds of one re-measurement of plain decoding.
         plain_interval_s: busy seconds between those.
-        probe_timeout_s: wall seconds after which a probe without traffic is dropped.
+        probe_timeout_s: busy seconds after which a probe that measures too little is dropped.
 
         ema_short, ema_long: memory of Algorithm 1's averages a measurement; long above short.
         shift_epsilon: fall of the short below the long average that counts as a shift (accept probability).

@@ -63,14 +63,14 @@ class Speculation:
             return ()
         if self.node.can_speculate:
             self._notice_draft()
-            ended = self._end_probe(at)
+            ended = self._end_probe()
             if self.node.has_evidence:
                 self.schedule.new_draft = False
                 self._choose(at)
             if ended is not None:
                 self._probe_ended(ended)
             if self.probe is None:
-                self.probe = self._next_probe(at, must_probe)
+                self.probe = self._next_probe(must_probe)
         override = self.probe.steps_by_edge if self.probe else {}
         return build_table({edge: override.get(edge, self.choices[edge].num_steps) for edge in self.node.edges})
 
@@ -142,7 +142,8 @@ class Speculation:
         ratios = node.ratios(edge)
         if not ratios:
             return False
-        recent = at - node.live_at <= self.settings.evidence_max_age_s
+        # By the busy clock: while nobody asks, traffic does not change.
+        recent = node.busy_s - node.live_at_busy_s <= self.settings.evidence_max_age_s
         chosen = choose_steps(current, at, ratios, can_switch_on=recent and self.probe is None, settings=self.settings)
         if chosen == current.num_steps:
             return False
@@ -158,10 +159,10 @@ class Speculation:
             )
         return True
 
-    def _end_probe(self, at: float) -> Probe | None:
+    def _end_probe(self) -> Probe | None:
         """The probe if it is over now; it is then no longer under way."""
         probe = self.probe
-        if probe is None or not (probe.is_over(at, self.settings) or self._clearly_loses(probe)):
+        if probe is None or not (probe.is_over(self.node.busy_s, self.settings) or self._clearly_loses(probe)):
             return None
         self.probe = None
         return probe
@@ -189,15 +190,15 @@ class Speculation:
         error = node.acceptance.standard_error(best) / node.acceptance.accept_length(best)
         return ratios[best] * (1.0 + 2.0 * error) < self.settings.speculate_off
 
-    def _next_probe(self, at: float, must_probe: bool) -> Probe | None:
+    def _next_probe(self, must_probe: bool) -> Probe | None:
         edge = self.node.busiest()
         if edge is None:
             return None
         if self.choices[edge].num_steps > 0:
-            return self._plain_probe(at, edge)
-        return self._speculative_probe(at, edge, must_probe)
+            return self._plain_probe(edge)
+        return self._speculative_probe(edge, must_probe)
 
-    def _plain_probe(self, at: float, edge: int) -> Probe | None:
+    def _plain_probe(self, edge: int) -> Probe | None:
         age_s = self.node.plain_age_s(edge)
         if age_s is not None and age_s < self.settings.plain_interval_s:
             return None
@@ -206,9 +207,9 @@ class Speculation:
             return None
         reason = "plain steps were never timed" if age_s is None else "the timing of plain steps is old"
         self.reason = f"measuring plain decoding at batch {edge}: {reason}"
-        return Probe("plain", at, reason, dict.fromkeys(self.node.edges, 0))
+        return Probe("plain", self.node.busy_s, reason, dict.fromkeys(self.node.edges, 0))
 
-    def _speculative_probe(self, at: float, edge: int, must_probe: bool) -> Probe | None:
+    def _speculative_probe(self, edge: int, must_probe: bool) -> Probe | None:
         node, schedule, s = self.node, self.schedule, self.settings
         offline = node.ratios(edge, offline=True)
         if not offline or node.cost.measured_at(edge, 0) is None:
@@ -236,4 +237,4 @@ class Speculation:
         }
         node.acceptance.fade(_FADED_EVIDENCE)
         self.reason = f"trying {steps[edge]} steps at batch {edge}: {reason}"
-        return Probe("speculate", at, reason, steps, min_proposals=s.watch_min_steps if must_probe else 0)
+        return Probe("speculate", node.busy_s, reason, steps, min_proposals=s.watch_min_steps if must_probe else 0)

@@ -156,7 +156,7 @@ class TrainerRole:
                 return
             await self._round(desired.round)
         elif self._shadow_is_due():
-            self._shadowed_sequence = self._ingest.stats.newest_heldout_sequence
+            self._shadowed_sequence = self._ingest.stats.newest_finished_sequence
             self._shadowed_at = time.monotonic()
             await self._runner.shadow(desired, spec)
 
@@ -179,7 +179,7 @@ class TrainerRole:
         interval_s = self._settings.shadow_interval_s
         return (
             interval_s > 0
-            and self._ingest.stats.newest_heldout_sequence > self._shadowed_sequence
+            and self._ingest.stats.newest_finished_sequence > self._shadowed_sequence
             and time.monotonic() - self._shadowed_at >= interval_s
         )
 

@@ -48,7 +48,7 @@ class StoreStats:
     new_tokens: int = 0
     num_bytes: int = 0
     last_sequence: int = 0
-    newest_heldout_sequence: int = 0
+    newest_finished_sequence: int = 0
 
 
 class Ingest:
@@ -193,7 +193,7 @@ class Ingest:
             new_tokens=new_tokens(requests, self._settings, self.cursor),
             num_bytes=self._store.num_bytes,
             last_sequence=self._store.last_sequence,
-            newest_heldout_sequence=held[0].finished_sequence if held else 0,
+            newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
         )
 
     async def delete(self, request_id: str) -> int:

@@ -232,7 +232,9 @@ class RoundRunner:
         return scores
 
     async def shadow(self, desired: DesiredTrainer, spec: TargetSpec) -> None:
-        """Score the serving draft alone on the newest held-out requests; plain decoding is not scored.
+        """Score the serving draft alone on the newest requests that it has not learnt; plain decoding is not scored.
+
+        It is how a draft's acceptance is known while nothing is speculated, so it looks at what is served right now.
 
         Raises:
             DraftError: the serving draft cannot be had.
@@ -247,6 +249,7 @@ class RoundRunner:
             "drafts": [serving_dir],
             "max_requests": self._settings.shadow_max_requests,
             "max_positions": self._settings.score_max_positions,
+            "unseen_after": self._learnt_until(desired.serving_digest),
         }
         try:
             event = await self._job(command)
@@ -254,6 +257,14 @@ class RoundRunner:
             log.warning("shadow_score_failed", error=str(error))
             return
         self.progress.shadow = by_workload(from_maps(event["scores"]))
+
+    def _learnt_until(self, digest: str) -> int:
+        """Store sequence up to which a draft has learnt; that of the newest round when it is not known of this one."""
+        for round_ in self.rounds.all():
+            trained = round_.trained()
+            if trained is not None and trained.content_digest == digest:
+                return trained.cursor
+        return self.cursor()
 
     async def _publish(
         self,

@@ -25,7 +25,7 @@ from tide_daemon.trainer.rounds import Round, Rounds, Trained
 from tide_daemon.trainer.sample import Sample
 from tide_daemon.trainer.sample_source import SampleSource
 from tide_daemon.trainer.scores import HeldOutScore, by_request, to_maps
-from tide_daemon.trainer.selection import select
+from tide_daemon.trainer.selection import heldout, select, unseen
 from tide_daemon.trainer.session import TrainSession
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.wire.records import TargetSpec
@@ -171,8 +171,15 @@ class Jobs:
         return plan
 
     def _score(self, message: Message, spec: TargetSpec, stop: threading.Event) -> Message:
-        """Drafts on the newest held-out requests; an empty path stands for plain decoding."""
-        samples = self._samples.heldout(spec, time.time(), message["max_requests"], message["max_positions"])
+        """Drafts on the newest held-out requests; an empty path stands for plain decoding.
+
+        With "unseen_after", a store sequence, on the newest requests of which a draft trained up to it knows nothing.
+        """
+        stored, cursor = self._samples.refresh(), message.get("unseen_after")
+        requests = (
+            heldout(stored, self._settings, time.time()) if cursor is None else unseen(stored, self._settings, cursor)
+        )
+        samples = self._samples.scored(spec, requests, message["max_requests"], message["max_positions"])
         num_steps = self._settings.num_steps
         tokens: list[list[int] | None] = []
         positions: list[evaluate.SampleScore] = []

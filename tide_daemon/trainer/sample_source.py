@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tide_daemon.trainer.index import StoredRequest, StoreReader
 from tide_daemon.trainer.join import decode_chunks, join, pieces, same_topk
 from tide_daemon.trainer.sample import Sample
-from tide_daemon.trainer.selection import Item, heldout
+from tide_daemon.trainer.selection import Item
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.wire.records import TargetSpec
 
@@ -47,11 +47,13 @@ class SampleSource:
                 found.append(cut[index])
         return same_topk(found)
 
-    def heldout(self, spec: TargetSpec, now: float, max_requests: int, max_positions: int) -> list[Sample]:
-        """Samples to score on: the newest held-out requests, up to about `max_positions` generated tokens."""
+    def scored(
+        self, spec: TargetSpec, requests: Sequence[StoredRequest], max_requests: int, max_positions: int
+    ) -> list[Sample]:
+        """Samples to score on: the first of `requests`, up to about `max_positions` generated tokens."""
         found: list[Sample] = []
         num_requests = num_positions = 0
-        for request in heldout(self.refresh(), self._settings, now):
+        for request in requests:
             if num_requests >= max_requests or num_positions >= max_positions:
                 break
             samples = pieces(self._join(request, spec), _SCORE_ROWS, _SCORE_CONTEXT_ROWS)

@@ -60,6 +60,20 @@ def heldout(requests: Mapping[str, StoredRequest], settings: TrainerSettings, no
     return sorted(found, key=lambda request: request.finished_sequence, reverse=True)
 
 
+def unseen(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cursor: int) -> list[StoredRequest]:
+    """Finished requests that a draft trained up to `cursor` has not learnt from, newest first.
+
+    All traffic since then, not only the held-out share: what is served now shows in the newest few requests, and
+    a share of them would tell of a shift many requests later.
+    """
+    found = [
+        request
+        for request in _finished(requests)
+        if request.finished_sequence > cursor or is_heldout(request.request_id, settings.heldout_share)
+    ]
+    return sorted(found, key=lambda request: request.finished_sequence, reverse=True)
+
+
 def new_tokens(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cursor: int) -> int:
     """Response tokens of trainable requests that were finished after `cursor`."""
     return sum(

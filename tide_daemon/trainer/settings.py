@@ -29,7 +29,7 @@ class TrainerSettings:
         heldout_max_age_s: held-out requests captured longer ago are not scored.
         score_max_positions: bound on scored positions, so that scoring costs a known share of a round.
         shadow_interval_s: between rounds, score the serving draft this often when new requests came; 0 for never.
-        shadow_max_requests: requests of a shadow score, over all workloads.
+        shadow_max_requests: newest requests that a shadow score uses: few, so that it tells of today's traffic.
 
         round_min_tokens: new response tokens that a round needs; it waits for them.
         round_max_tokens: response tokens that a round passes through at most, repeats counted.
@@ -68,7 +68,7 @@ class TrainerSettings:
     heldout_max_age_s: float = 86_400.0
     score_max_positions: int = 4096
     shadow_interval_s: float = 30.0
-    shadow_max_requests: int = 16
+    shadow_max_requests: int = 8
 
     round_min_tokens: int = 2_000
     round_max_tokens: int = 40_000

@@ -134,6 +134,14 @@ def test_each_batch_size_has_its_own_entry() -> None:
     assert served_over_plain(fleet.nodes[0], START + 60) >= 0.995
 
 
+def test_pauses_between_bursts_do_not_age_what_was_seen() -> None:
+    """Bursts of 3 s with a minute between: a probe goes on over the pause, and what it saw still counts after it."""
+    fleet = with_draft(0.65, one_node(lambda v, t: 0.65 if v else 0.0, lambda t: 4 if t % 64 < 3 else 0))
+    fleet.run(64 * 5)
+    busy = [steps for at, steps, _, _ in fleet.nodes[0].history if at >= START + 64 * 3 and at % 64 < 3]
+    assert busy and all(steps > 0 for steps in busy)
+
+
 def test_an_idle_node_is_left_alone() -> None:
     """No traffic, no probes, no new generations."""
     fleet = with_draft(0.6, one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 1 if t < START + 100 else 0))

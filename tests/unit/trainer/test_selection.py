@@ -9,7 +9,7 @@ from tests.trainer_samples import request_id
 from tide_daemon.trainer.index import ChunkIndex, StoredRequest, is_heldout
 from tide_daemon.trainer.rounds import Rounds, Trained
 from tide_daemon.trainer.segments import ChunkMeta, Entry, SegmentName
-from tide_daemon.trainer.selection import heldout, new_tokens, select
+from tide_daemon.trainer.selection import heldout, new_tokens, select, unseen
 from tide_daemon.trainer.settings import TrainerSettings, from_map, to_map
 
 NOW = 10_000.0
@@ -121,3 +121,12 @@ def test_half_of_the_replay_is_recent_traffic() -> None:
     recent = sum(sequence > 3500 for sequence in replayed)
     assert 0.4 < recent / (len(sequences) - len(sequences) / 5) < 0.65
     assert min(replayed) < 1000
+
+
+def test_a_shadow_score_is_of_what_the_draft_has_not_learnt() -> None:
+    """Everything finished after its cursor, and what is held out for ever; the newest first."""
+    found = requests(100)
+    chosen = unseen(found, SETTINGS, 80)
+    assert [r.finished_sequence for r in chosen[:20]] == list(range(100, 80, -1))
+    assert all(is_heldout(r.request_id, SETTINGS.heldout_share) for r in chosen[20:])
+    assert {r.request_id for r in heldout(found, SETTINGS, NOW)} <= {r.request_id for r in chosen}

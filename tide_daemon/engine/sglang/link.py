@@ -28,6 +28,9 @@ DOWN = "down"
 _TAKE_BYTES = 16 << 20
 _SWAP_TIMEOUT_S = 90.0
 _PROBE_TIMEOUT_S = 2.0
+_PATIENCE_S = 15.0
+"""An engine that was heard of so recently counts as it was then: a long prefill holds its control thread up for
+seconds on a busy machine, and "down" costs a draft its rollout. That the process has ended is noticed elsewhere."""
 
 
 class _Rank:
@@ -74,6 +77,7 @@ class EngineLink:
         self.confirmed = False
         self.problem = ""
         self._last: EngineStats | None = None
+        self._heard_at = 0.0
 
     async def connect(self) -> bool:
         """Find the engine's channels and rings; True when all answer. Cheap when nothing changed."""
@@ -135,6 +139,7 @@ class EngineLink:
             self._forget(rank)
         self._ranks.clear()
         self.confirmed = False
+        self._last = None
         for stale in self._run_dir.glob("ctl-*.sock"):
             stale.unlink(missing_ok=True)
 
@@ -173,16 +178,21 @@ class EngineLink:
     # Commands.
 
     async def stats(self, starts: int, problem: str) -> EngineStats | None:
-        """What the engine says of itself, None when it does not answer."""
+        """What the engine says of itself, or said within the last seconds; None when it has fallen silent."""
+        answer = await self._ask_stats(starts, problem)
+        if answer is not None:
+            self._last, self._heard_at = answer, time.monotonic()
+        return self._last if time.monotonic() - self._heard_at < _PATIENCE_S else None
+
+    async def _ask_stats(self, starts: int, problem: str) -> EngineStats | None:
         if not await self.connect():
             return None
         try:
             answers = [await rank.control.call("stats", _PROBE_TIMEOUT_S) for rank in self._ranks.values()]
-            self._last = self._summary(answers, starts, problem)
+            return self._summary(answers, starts, problem)
         except (EngineError, KeyError, TypeError, ValueError) as error:
             self.problem = f"the engine's statistics cannot be read: {error}"
             return None
-        return self._last
 
     def _summary(self, answers: list[dict[str, Any]], starts: int, problem: str) -> EngineStats:
         rings = [a for a, rank in zip(answers, self._ranks.values(), strict=True) if rank.ring is not None] or answers
