@@ -20,6 +20,7 @@ from benches.serving import BenchServer, Reply, ours, target_of
 from benches.settings import Settings
 from tide_daemon.draft.checkpoint import Checkpoint
 from tide_daemon.engine.control import ControlClient
+from tide_daemon.engine.sglang.merge import parse_steps
 from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 
@@ -103,9 +104,9 @@ async def _disturbed(
     stats = await control.call("stats", TIMEOUT_S)
     if stats["problems"]:
         raise RuntimeError(f"the plug-in has problems: {stats['problems']}")
-    drafted = [step for step in stats["steps"] if step["num_steps"] > 0]
-    rows = sum(step["num_verifies"] * step["batch_size"] for step in drafted)
-    return answers, sum(step["num_tokens"] for step in drafted) / rows, num_swaps
+    drafted = [step for step in parse_steps(stats["steps"]) if step.num_steps > 0]
+    rows = sum(step.num_verifies * step.batch_size for step in drafted)
+    return answers, sum(step.num_tokens for step in drafted) / rows, num_swaps
 
 
 def _share_equal(one: list[Reply], other: list[Reply]) -> float:
