@@ -70,14 +70,14 @@ async def _run(settings: Settings) -> dict[str, float]:
         await _learn(bench, others, roles["trainer"], timeline, settings.number("learn_minutes", 8.0))
         figures = {"draft_versions": float(timeline.node.running_version if timeline.node else 0)}
         for batch in (1, 4, 8):
-            count = settings.integer(f"slices_b{batch}", {1: 10, 4: 8, 8: 6}[batch])
+            count = settings.integer(f"slices_b{batch}", {1: 8, 4: 6, 8: 4}[batch])
             await bench.tide(held_out[: max(4, batch)], batch)
             since = time.time()
             figures[f"speedup_b{batch}"] = await bench.compare(held_out, batch, count)
             figures[f"accept_b{batch}"] = timeline.accept_length_since(since) or 0.0
         chat = [Prompt(text, "chat") for text in chat_prompts(cache_dir(), 400)]
         since = time.time()
-        figures["stale_b8"] = await bench.compare(chat, 8, settings.integer("slices_stale", 10))
+        figures["stale_b8"] = await bench.compare(chat, 8, settings.integer("slices_stale", 6))
         figures["accept_stale_b8"] = timeline.accept_length_since(since) or 0.0
         return figures
 

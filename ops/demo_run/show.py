@@ -18,8 +18,8 @@ from demo_data import packages
 from demo_data import prompts as prompt_data
 from rich.console import Console
 
-from demo_run.baseline import Baseline
-from demo_run.load import Prompt
+from demo_run.baseline import WARM_UP, Baseline
+from demo_run.load import Prompt, stream_chat
 from demo_run.phase_run import Load, PhaseRun
 from demo_run.phases import PHASES, budgets_s
 from demo_run.picture import draw
@@ -117,6 +117,8 @@ async def _phases(
             load = Load(concurrency=options.concurrency, slice_requests=2 * options.concurrency)
             phase_run = PhaseRun(session, system.openai_url, baseline, timeline, results, screen, load)
             modes = ["plain"]
+            # As the comparison server before each of its turns: the first request sets things up that later ones find.
+            await stream_chat(session, system.openai_url, WARM_UP, 4)
             for index, (phase, seconds) in enumerate(zip(PHASES, budgets_s(total_s), strict=True)):
                 starts.append((phase.name, time.time()))
                 await phase_run.run(phase.name, workloads[phase.name], seconds, modes)
