@@ -123,6 +123,13 @@ class ServerConfig:
     report_interval_s: float = setting(
         1.0, "Time between two reports to the controller.", unit="s", minimum=0.1, maximum=60
     )
+    plain_every: int = setting(
+        64,
+        "While speculating one step in so many decodes plainly, so that its gain is known as of now; 0: none.",
+        unit="steps",
+        minimum=0,
+        maximum=1 << 20,
+    )
     drafts_kept: int = setting(
         4,
         "Draft checkpoints kept on disk, so that a rollback needs no download.",

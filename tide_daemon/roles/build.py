@@ -90,7 +90,7 @@ def _sglang_engine(config: Config) -> "Engine":
     from tide_daemon.engine.sglang.start import SglangSettings
 
     assert config.node.run_dir is not None, "the loader fills it in"
-    plugin = carry_over(PluginSettings, config.capture, topk=config.capture.topk_logprobs, collect=False)
+    plugin = carry_over(PluginSettings, config.capture, config.server, topk=config.capture.topk_logprobs, collect=False)
     return SglangEngine(
         carry_over(
             SglangSettings,

@@ -89,7 +89,9 @@ class Runtime:
             except TideError as error:
                 self.report(f"capture is off: {error}", error)
         if facts.candidate_steps:
-            self.steps = Steps(facts.candidate_steps)
+            # Tensor-parallel ranks must take the same steps; their counters are not known to agree, so they keep none.
+            plain_every = self.settings.plain_every if facts.tp_size == 1 else 0
+            self.steps = Steps(facts.candidate_steps, plain_every)
             self._off.discard("steps")
         else:
             self.report("SGLang runs without --speculative-adaptive: the number of draft steps cannot be changed")

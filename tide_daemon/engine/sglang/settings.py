@@ -38,6 +38,7 @@ class PluginSettings:
         collect: capture from the start; changed later over the control channel.
         sample_rate: share of requests captured, 0 to 1.
         max_rows: rows captured of one request, 0 for all.
+        plain_every: one decode step in so many is plain while drafting, 0 for none; see steps.py.
     """
 
     ring_dir: str = "/dev/shm"
@@ -46,6 +47,7 @@ class PluginSettings:
     collect: bool = True
     sample_rate: float = 1.0
     max_rows: int = 0
+    plain_every: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -57,6 +59,8 @@ class PluginSettings:
             problems.append(f"sample_rate is {self.sample_rate}, allowed are 0 to 1")
         if self.max_rows < 0:
             problems.append(f"max_rows is {self.max_rows}, must not be negative")
+        if self.plain_every < 0 or self.plain_every == 1:
+            problems.append(f"plain_every is {self.plain_every}, allowed are 0 and 2 or more")
         if problems:
             raise ConfigError("plug-in settings: " + "\n".join(problems))
 

@@ -37,23 +37,30 @@ class Steps:
     Attributes:
         allowed: False while no trained draft is loaded: then always 0.
         cold_majority: most requests of the coming batch have no usable draft KV, see cold.py.
+        plain_every: one batch in so many that would draft decodes plainly, 0 for none. What speculation gains is a
+            ratio of two step times, and a plain time that is minutes old is off by more than the gain in question.
     """
 
-    def __init__(self, candidates: Sequence[int]) -> None:
+    def __init__(self, candidates: Sequence[int], plain_every: int = 0) -> None:
         self.candidates = tuple(sorted(candidates))
         self.table: tuple[tuple[int, int], ...] = ()
         self.allowed = False
         self.cold_majority = False
+        self.plain_every = plain_every
+        self._num_drafting = 0
 
     def set_table(self, table: Sequence[tuple[int, int]]) -> None:
         """Raises EngineError for a table that this engine cannot follow."""
         self.table = check_table(table, self.candidates)
 
     def for_batch(self, batch_size: int) -> int:
-        """Draft steps for a batch of this many requests."""
+        """Draft steps for the coming batch, of this many requests. Asked once a batch."""
         if not self.allowed or self.cold_majority:
             return 0
-        for largest, steps in self.table:
-            if batch_size <= largest:
-                return steps
-        return 0
+        steps = next((steps for largest, steps in self.table if batch_size <= largest), 0)
+        if steps and self.plain_every:
+            self._num_drafting += 1
+            if self._num_drafting >= self.plain_every:
+                self._num_drafting = 0
+                return 0
+        return steps
