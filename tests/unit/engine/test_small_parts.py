@@ -29,7 +29,6 @@ def test_steps_by_batch_size() -> None:
     assert steps.for_batch(1) == 0
 
 
-@pytest.mark.parametrize("table", [[(4, 1), (2, 1)], [(2, 1), (2, 0)], [(0, 1)], [(1, 4)], [(1, -1)]])
 def test_one_step_in_so_many_is_plain() -> None:
     """Only batches that would draft are counted; without a table nothing is."""
     steps = Steps([0, 1, 2, 3], plain_every=4)
@@ -40,6 +39,7 @@ def test_one_step_in_so_many_is_plain() -> None:
     assert [steps.for_batch(size) for size in (1, 9, 9, 1, 1, 1)] == [2, 0, 0, 2, 2, 0]
 
 
+@pytest.mark.parametrize("table", [[(4, 1), (2, 1)], [(2, 1), (2, 0)], [(0, 1)], [(1, 4)], [(1, -1)]])
 def test_bad_tables_are_refused(table: list[tuple[int, int]]) -> None:
     steps = Steps([0, 1, 2, 3])
     with pytest.raises(EngineError):
