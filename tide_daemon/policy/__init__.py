@@ -17,6 +17,7 @@ allocation.py    which devices serve and which train, before anything runs
 controller.py    the one place where state changes
 snapshot.py      that state for people, and its invariants
 replay.py        a journal through the same code
+why/             the same journal in plain words
 
 Carrying instructions out is in roles/controller.py.
 """
