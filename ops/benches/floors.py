@@ -92,4 +92,9 @@ BENCHES: dict[str, Bench] = {
         "growth of the worst process over 10 minutes under load; resident memory of the controller",
         {"growth_mb_per_hour": _at_most(30), "controller_mb": _at_most(120)},
     ),
+    "takeover": Bench(
+        "takeover",
+        "two controllers, the leader killed and frozen 20 times each: lease periods until the other leads; decisions",
+        {"worst_lease_periods": _at_most(3), "lost": Floor("=", 0), "doubled": Floor("=", 0)},
+    ),
 }
