@@ -123,13 +123,24 @@ async def reign_start(bus: Bus, model: str, sequence: int) -> int:
     return first
 
 
+class Fence:
+    """Tells entries of the controller that led at their place in the journal from late ones of its predecessors."""
+
+    def __init__(self) -> None:
+        self._highest = 0
+
+    def admits(self, decision: Decision) -> bool:
+        """Whether the next entry counts."""
+        if decision.fencing_token < self._highest:
+            return False
+        self._highest = decision.fencing_token
+        return True
+
+
 def led(decisions: Iterable[Decision]) -> Iterator[Decision]:
     """Those that were written by the controller that led at their place in the journal."""
-    highest = 0
-    for decision in decisions:
-        if decision.fencing_token >= highest:
-            highest = decision.fencing_token
-            yield decision
+    fence = Fence()
+    return (decision for decision in decisions if fence.admits(decision))
 
 
 def parse_since(text: str, now: float) -> float:

@@ -41,12 +41,27 @@ _DEFAULT_LAST = 5
 
 @dataclass(slots=True)
 class Known:
-    """What was read: the journal, and what the bus holds of the asked-for node now."""
+    """What was read: the journal, and what the bus holds of the asked-for node now.
+
+    Attributes:
+        num_unreadable: entries that this version of the policy did not write.
+    """
 
     history: History = field(default_factory=History)
     num_unreadable: int = 0
     desired: ServerFound | None = None
     report: ServerReported | None = None
+    _fence: journal_reading.Fence = field(default_factory=journal_reading.Fence)
+
+    def take(self, decision: Decision) -> None:
+        """Take in the next entry of the journal, unless its controller no longer led."""
+        if not self._fence.admits(decision):
+            return
+        d, maps = decision, [dict(item) for item in decision.instructions]
+        try:
+            self.history.add(Decided.from_maps(d.at, d.sequence, d.fencing_token, d.controller, dict(d.event), maps))
+        except ValueError:
+            self.num_unreadable += 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,24 +96,19 @@ async def run_on_bus(arguments: argparse.Namespace, open_bus: OpenBus, out: Text
     async with open_bus(arguments) as opened:
         sequence = await journal_reading.sequence_at(opened.bus, opened.model, since)
         first = await journal_reading.reign_start(opened.bus, opened.model, sequence)
-        decisions = [item async for item in journal_reading.read_bus(opened.bus, opened.model, first=first)]
-        known = take_in(decisions)
+        known = Known()
+        async for decision in journal_reading.read_bus(opened.bus, opened.model, first=first):
+            known.take(decision)
         if arguments.node is not None:
             await _look_at_node(opened.bus, opened.model, arguments.node, known)
     return explain(arguments, known, now, out)
 
 
 def take_in(decisions: Iterable[Decision]) -> Known:
-    """The history of a journal; entries that this version cannot read are counted."""
+    """What a journal says."""
     known = Known()
-    for decision in journal_reading.led(decisions):
-        maps = (dict(decision.event), [dict(item) for item in decision.instructions])
-        try:
-            known.history.add(
-                Decided.from_maps(decision.at, decision.sequence, decision.fencing_token, decision.controller, *maps)
-            )
-        except ValueError:
-            known.num_unreadable += 1
+    for decision in decisions:
+        known.take(decision)
     return known
 
 

@@ -142,14 +142,15 @@ def _what_would_change(settings: PolicySettings, past: NodePast, now: float) -> 
         f"At batch {batch} with {num_steps_words(steps)}, as of {ago(at, now)}: accept length {length:.2f} is "
         f"{ratio:.3f} of plain; it pays from {even:.2f}."
     ]
-    evidence = numbers.get("evidence", 0.0)
-    if numbers.get("num_steps", 0.0) > 0.0:  # by choice; a probe does not count
-        lines.append(f"It is switched off when the accept length falls below {settings.speculate_off * even:.2f}.")
-    elif evidence < settings.min_proposals:
+    evidence, needed = numbers.get("evidence", 0.0), settings.min_proposals
+    on = numbers.get("num_steps", 0.0) > 0.0  # by choice; a probe does not count
+    if evidence < needed:
+        bring = "serving will bring them" if on else f"the next probe will ({settings.probe_interval_s:g} busy s apart)"
         lines.append(
-            f"Only {evidence:.0f} chains were seen lately and {settings.min_proposals} are needed: a probe will "
-            f"bring them (at most every {settings.probe_interval_s:g} busy seconds)."
+            f"That is a guess: {evidence:.0f} chains were seen lately, {needed} are needed to choose anew; {bring}."
         )
+    if on:
+        lines.append(f"It is switched off when the accept length falls below {settings.speculate_off * even:.2f}.")
     else:
         lines.append(
             f"It is switched on from {settings.speculate_on * even:.2f} ({settings.speculate_on:g} of plain); "

@@ -97,6 +97,20 @@ def test_a_probe_is_called_one() -> None:
     assert "switched off when" not in text
 
 
+def test_a_guess_is_called_one() -> None:
+    """A successor keeps what it found in force until it has seen enough to choose anew."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.6)
+    fleet.run(60)
+    history = history_of(fleet)
+    at, figures = history.nodes["node-a"].figures or (0.0, {})
+    history.nodes["node-a"].figures = (at, {**figures, "evidence": 3.0})
+    text = "\n".join(why_node(history, "node-a", fleet.at))
+    assert "That is a guess: 3 chains were seen lately, 80 are needed to choose anew; serving will bring them." in text
+    assert "That is a guess" not in node_text(fleet)
+
+
 def test_desired_state_and_reports_of_the_bus_are_believed_first() -> None:
     """A node that does not swap, one that is silent, one whose engine is down."""
     fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
