@@ -34,7 +34,12 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class DeviceGroup:
-    """Equal devices. `serving` and `training` are speeds of one device relative to the reference, > 0."""
+    """Equal devices.
+
+    Attributes:
+        serving: speed of one device relative to the reference; 0.0 when they cannot hold the target.
+        training: the same for training, > 0.
+    """
 
     name: str
     count: int
@@ -42,7 +47,7 @@ class DeviceGroup:
     training: float
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.serving <= 0.0 or self.training <= 0.0:
+        if self.count < 1 or self.serving < 0.0 or self.training <= 0.0:
             raise ValueError(f"{self.name}: count and speeds must be positive")
 
 
@@ -85,7 +90,7 @@ def allocate(
         train_per_serve: training speed needed for each unit of serving speed.
 
     Raises:
-        ValueError: no devices, a name twice, or a speed-up or need that is not positive.
+        ValueError: no devices, none that can serve, a name twice, or a speed-up or need that is not positive.
     """
     names = [group.name for group in groups]
     if not groups or len(set(names)) != len(names):
@@ -95,6 +100,8 @@ def allocate(
     trains = choose_trainers(groups, train_per_serve)
     slow = sum(group.serving * count for group, count in zip(groups, trains, strict=True))
     everything = sum(group.serving * group.count for group in groups)
+    if everything <= 0.0:
+        raise ValueError("none of these devices can serve the target")
     fast = everything - slow
     baselines = {
         ALL_PLAIN: everything,
@@ -105,7 +112,7 @@ def allocate(
     for name in (ALL_STATIC, FAST_STATIC):
         if baselines[name] > baselines[best] * (1.0 + _TOLERANCE):
             best = name
-    split = slow > 0.0
+    split = any(trains)
     adapted = adapted_speedup * fast if split else 0.0
     return Allocation(
         serve=tuple((g.name, g.count - n) for g, n in zip(groups, trains, strict=True) if g.count > n),
@@ -123,8 +130,9 @@ def choose_trainers(groups: Sequence[DeviceGroup], train_per_serve: float) -> li
     """How many devices of each group train, so that training keeps up and least serving speed is lost.
 
     Takes devices in the order of serving speed lost for training speed gained, then gives back those
-    that turn out not to be needed, the fastest server first. All zeros when no split keeps up with at
-    least one device left to serve. Within one device's serving speed of the best split.
+    that turn out not to be needed, the fastest server first; those that cannot serve all train. All
+    zeros when no split keeps up with at least one device left to serve. Within one device's serving
+    speed of the best split.
     """
     trains = [0] * len(groups)
     cheapest = sorted(range(len(groups)), key=lambda index: (groups[index].serving / groups[index].training, index))
@@ -132,12 +140,16 @@ def choose_trainers(groups: Sequence[DeviceGroup], train_per_serve: float) -> li
         while trains[index] < groups[index].count and not _keeps_up(groups, trains, train_per_serve):
             trains[index] += 1
     for index in sorted(range(len(groups)), key=lambda index: (-groups[index].serving, index)):
+        if groups[index].serving == 0.0:
+            trains[index] = groups[index].count
+            continue
         while trains[index] > 0:
             trains[index] -= 1
             if not _keeps_up(groups, trains, train_per_serve):
                 trains[index] += 1
                 break
-    return trains if any(g.count > n for g, n in zip(groups, trains, strict=True)) else [0] * len(groups)
+    serving = any(g.count > n and g.serving > 0.0 for g, n in zip(groups, trains, strict=True))
+    return trains if serving and _keeps_up(groups, trains, train_per_serve) else [0] * len(groups)
 
 
 def _keeps_up(groups: Sequence[DeviceGroup], trains: Sequence[int], train_per_serve: float) -> bool:

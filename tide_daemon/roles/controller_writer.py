@@ -22,7 +22,7 @@ from tide_daemon.wire.records import Decision, DesiredServer, DesiredTrainer, Re
 log = structlog.get_logger()
 
 RETRY_S = 0.2
-"""Pause between two tries to write while the broker is away."""
+"""Pause between two tries to write while the broker is away, or while a replica of it answers that lags behind."""
 
 Desired = DesiredServer | DesiredTrainer
 
@@ -71,7 +71,9 @@ class FencedWriter:
                     self.check_token(found.fencing_token)
                 if not self.has_begun:
                     raise ReignOverError("the journal grew while this reign began; beginning again") from None
-                self.journal_end = 0 if message is None else message.sequence
+                known, self.journal_end = self.journal_end, 0 if message is None else message.sequence
+                if self.journal_end == known:
+                    await self.clock.sleep(RETRY_S)
 
     async def desired(self, record: Desired) -> None:
         """Publish desired state over what we last saw there; over a predecessor's late write too.
@@ -81,13 +83,15 @@ class FencedWriter:
         """
         subject = subjects.subject_of(self.model, record)
         while True:
+            known = self._desired_ends.get(subject, 0)
             try:
-                known = self._desired_ends.get(subject, 0)
                 self._desired_ends[subject] = await self._publish(subject, record, known)
                 return
             except BusConflictError:
                 if await self.read_desired(subject) == record:
                     return  # our own write, whose acknowledgement was lost
+                if self._desired_ends[subject] == known:
+                    await self.clock.sleep(RETRY_S)
 
     async def carry_on(self, record: Desired) -> None:
         """Write what a predecessor journalled, unless it has arrived or something newer has."""

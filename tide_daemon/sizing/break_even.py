@@ -12,7 +12,7 @@ kernels differ. The running node's own timings replace them (policy/speedup.py).
 from dataclasses import dataclass
 
 from tide_daemon.policy.speedup import speedup
-from tide_daemon.sizing.devices import DataSheet
+from tide_daemon.sizing.devices import MEMORY_FOR_WEIGHTS, DataSheet
 from tide_daemon.sizing.targets import TargetShape
 
 REACHED_BANDWIDTH = 0.7
@@ -24,8 +24,6 @@ no number. An assumption."""
 LAYER_OVERHEAD_S = 0.00006
 """Seconds of a layer that depend neither on weights nor on tokens. An assumption: with it one request on
 gpt-oss-120b decodes at about 300 tokens/s on H100s."""
-MEMORY_FOR_WEIGHTS = 0.8
-"""Share of a device's memory that weights may take; the rest is KV cache and buffers. An assumption."""
 MAX_TENSOR_PARALLEL = 64
 
 

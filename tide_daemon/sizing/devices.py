@@ -33,3 +33,12 @@ DATA_SHEETS = {
     "mi250": DataSheet(3.2e12, 362e12, 128e9),  # AMD Instinct MI250, both dies
 }
 """From the makers' data sheets; peaks, see break_even.py for what is taken as reached."""
+
+MEMORY_FOR_WEIGHTS = 0.8
+"""Share of a device's memory that weights may take; the rest is KV cache and buffers. An assumption."""
+
+
+def can_hold(weight_bytes: float, name: str, count: int) -> bool:
+    """Whether so many devices of a kind hold the weights together; True for a kind without a data sheet."""
+    sheet = DATA_SHEETS.get(name)
+    return sheet is None or weight_bytes <= MEMORY_FOR_WEIGHTS * sheet.memory * count

@@ -1,13 +1,13 @@
 """Everything that `tide-daemon plan` answers, as one map of plain values. The words are in tools/plan_text.py."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tide_daemon.draft.config import config_for_target
 from tide_daemon.errors import DraftError
 from tide_daemon.policy.allocation import PAPER_TRAIN_PER_SERVE, DeviceGroup, allocate
 from tide_daemon.sizing import break_even, drafts, stream
-from tide_daemon.sizing.devices import DATA_SHEETS
+from tide_daemon.sizing.devices import DATA_SHEETS, can_hold
 from tide_daemon.sizing.targets import TargetShape
 
 HOUR_S = 3600.0
@@ -21,7 +21,7 @@ class PlanRequest:
     Attributes:
         tokens_per_s: captured tokens/s of the whole fleet.
         num_running: requests that run at the same time, all nodes.
-        retention_h: how long hidden states shall stay on the broker.
+        retentions_h: how long hidden states might stay on the broker.
         stream_max_bytes: size of the hidden-state stream, bus.hidden_max_bytes.
         devices: empty to leave out what depends on them.
         static_speedup, adapted_speedup: assumed tokens/s over plain.
@@ -31,7 +31,7 @@ class PlanRequest:
     target: TargetShape
     tokens_per_s: float
     num_running: int = 64
-    retention_h: float = 24.0
+    retentions_h: tuple[float, ...] = (1.0, 24.0, 168.0)
     stream_max_bytes: float = float(1 << 30)
     codec: str = "bf16-planes"
     num_aux_layers: int = 3
@@ -50,7 +50,7 @@ def make_plan(request: PlanRequest) -> dict[str, Any]:
     Raises:
         ValueError: a value that makes no sense, or a target for which no draft can be described.
     """
-    if request.tokens_per_s <= 0 or request.num_running < 1 or request.retention_h <= 0:
+    if request.tokens_per_s <= 0 or request.num_running < 1 or min(request.retentions_h, default=0.0) <= 0:
         raise ValueError("tokens/s, running requests and retention must be positive")
     if not 1 <= request.num_steps <= 15 or request.context < 0 or request.stream_max_bytes <= 0:
         raise ValueError("steps must be 1 to 15, the context not negative, the stream's size positive")
@@ -82,21 +82,18 @@ def _stream(request: PlanRequest) -> dict[str, Any]:
         for codec in stream.COMPRESSION
     }
     chosen = sizes[request.codec]
-    window_bytes = min(request.stream_max_bytes, chosen.held_bytes(request.retention_h * HOUR_S))
-    offline = stream.offline_bytes(stream.PAPER_OFFLINE_TOKENS, hidden)
     return {
         "tokens_per_s": request.tokens_per_s,
         "codec": request.codec,
         "by_codec": {codec: asdict(size) for codec, size in sizes.items()},
         "raw_mib_per_s": chosen.raw_bytes_per_token * request.tokens_per_s / 2**20,
-        "retention_h": request.retention_h,
-        "retention_bytes": chosen.held_bytes(request.retention_h * HOUR_S),
+        "retention_bytes": {f"{hours:g}": chosen.held_bytes(hours * HOUR_S) for hours in request.retentions_h},
         "stream_max_bytes": request.stream_max_bytes,
         "stream_holds_s": chosen.held_s(request.stream_max_bytes),
-        "window_bytes": window_bytes,
         "offline_tokens": stream.PAPER_OFFLINE_TOKENS,
-        "offline_bytes": offline,
-        "offline_over_window": offline / window_bytes,
+        "offline_bytes": stream.offline_bytes(stream.PAPER_OFFLINE_TOKENS, hidden),
+        "window_tokens": stream.PAPER_WINDOW_TOKENS,
+        "window_bytes": stream.offline_bytes(stream.PAPER_WINDOW_TOKENS, hidden),
     }
 
 
@@ -141,9 +138,14 @@ def _break_even(request: PlanRequest, draft_bytes: float) -> dict[str, Any] | No
 
 
 def _allocation(request: PlanRequest) -> dict[str, Any]:
-    found = allocate(request.devices, request.static_speedup, request.adapted_speedup, request.train_per_serve)
+    weights = request.target.weight_bytes()
+    groups = [
+        group if can_hold(weights, group.name, group.count) else replace(group, serving=0.0)
+        for group in request.devices
+    ]
+    found = allocate(groups, request.static_speedup, request.adapted_speedup, request.train_per_serve)
     return {
-        "devices": {group.name: asdict(group) for group in request.devices},
+        "devices": {group.name: asdict(group) for group in groups},
         "static_speedup": request.static_speedup,
         "adapted_speedup": request.adapted_speedup,
         "train_per_serve": request.train_per_serve,

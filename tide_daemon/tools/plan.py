@@ -21,6 +21,8 @@ from tide_daemon.sizing.stream import COMPRESSION
 from tide_daemon.sizing.targets import TargetShape, read_target
 from tide_daemon.tools.plan_text import plan_text
 
+_SPEED = "NAME=SERVING:TRAINING"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The target, its traffic, the devices, and what is assumed."""
@@ -54,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="drafted tokens a step (3)")
     parser.add_argument("--context", type=int, default=1024, metavar="N", help="positions of a running request (1024)")
     parser.add_argument("--running", type=int, default=64, metavar="N", help="requests running at once, all nodes (64)")
-    parser.add_argument("--retention-h", type=float, default=24.0, metavar="H", help="hours that states are kept (24)")
+    parser.add_argument(
+        "--retention-h", default="1,24,168", metavar="H,...", help="hours that states might be kept (1,24,168)"
+    )
     parser.add_argument(
         "--stream-gib", type=float, default=1.0, metavar="N", help="size of the hidden-state stream, GiB (1)"
     )
@@ -79,7 +83,7 @@ def _request(arguments: argparse.Namespace) -> PlanRequest:
         target=_target(arguments.model),
         tokens_per_s=arguments.tokens_per_s,
         num_running=arguments.running,
-        retention_h=arguments.retention_h,
+        retentions_h=tuple(_number(item, "--retention-h", "H,...") for item in arguments.retention_h.split(",")),
         stream_max_bytes=arguments.stream_gib * 2**30,
         codec=arguments.codec,
         num_aux_layers=arguments.aux_layers,
@@ -107,7 +111,7 @@ def _devices(counts: str, speeds: str) -> tuple[DeviceGroup, ...]:
     known = dict(RELATIVE_SPEEDS)
     for name, value in _pairs(speeds, "--speed"):
         serving, _, training = value.partition(":")
-        known[name] = RelativeSpeed(_number(serving, "--speed"), _number(training, "--speed"))
+        known[name] = RelativeSpeed(_number(serving, "--speed", _SPEED), _number(training, "--speed", _SPEED))
     groups = []
     for name, value in _pairs(counts, "--devices"):
         if name not in known:
@@ -128,8 +132,8 @@ def _pairs(text: str, option: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _number(text: str, option: str) -> float:
+def _number(text: str, option: str, form: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{option} wants NAME=SERVING:TRAINING in numbers, not {text!r}") from None
+        raise ValueError(f"{option} wants {form} in numbers, not {text!r}") from None

@@ -56,11 +56,14 @@ def _stream(found: dict[str, Any]) -> list[str]:
             f"    {name:<13} {figures['wire_bytes_per_token']:>8,.0f} B/token {figures['wire_bytes_per_s'] / 1e6:>8.4g}"
             f" MB/s {figures['messages_per_s']:>7.3g} messages/s{'  <- chosen' if name == codec else ''}"
         )
+    held = ", ".join(f"{hours} h take {size(value)}" for hours, value in found["retention_bytes"].items())
     lines += [
-        f"  {found['retention_h']:g} hours of it take {size(found['retention_bytes'])} of the broker's disk; "
-        f"a stream of {size(found['stream_max_bytes'])} holds {span(found['stream_holds_s'])} (the oldest go first)",
-        f"  keeping every state of a training set of {found['offline_tokens'] / 1e6:.0f} million tokens would take "
-        f"{size(found['offline_bytes'])}: {found['offline_over_window']:,.0f} times this window",
+        f"  on the broker's disk: {held}",
+        f"    a stream of {size(found['stream_max_bytes'])} holds {span(found['stream_holds_s'])}; the oldest go first",
+        f"  every state of {found['offline_tokens'] / 1e6:.0f} million tokens, as offline training keeps them, takes "
+        f"{size(found['offline_bytes'])};",
+        f"    a window of {found['window_tokens'] / 1e6:.3g} million tokens {size(found['window_bytes'])}, "
+        f"{found['offline_bytes'] / found['window_bytes']:.0f} times less",
     ]
     return lines
 
@@ -99,6 +102,11 @@ def _allocation(found: dict[str, Any]) -> list[str]:
         "SERVE AND TRAIN",
         f"  assumed: a static draft gives {found['static_speedup']:g} of plain, an adapted one "
         f"{found['adapted_speedup']:g}; measure both on your traffic",
+    ]
+    lines += [
+        f"  {group['count']} {name} do not hold the target's weights and cannot serve it"
+        for name, group in found["devices"].items()
+        if group["serving"] == 0.0
     ]
     best, baselines = found["best_baseline"], found["baselines"]
     if not found["train"]:

@@ -77,6 +77,15 @@ def test_one_device_cannot_do_both() -> None:
     assert found.best_baseline == ALL_STATIC
 
 
+def test_devices_that_cannot_serve_train_for_nothing() -> None:
+    """All of them, needed or not: there is nothing to lose, and any gain over a static draft pays."""
+    found = allocate([H100, DeviceGroup("small", 20, 0.0, 0.5)], 1.14, 1.15)
+    assert dict(found.train) == {"small": 20} and dict(found.serve) == {"h100": 8}
+    assert found.pays and found.break_even == pytest.approx(1.14)
+    with pytest.raises(ValueError, match="none of these devices can serve"):
+        allocate([DeviceGroup("small", 20, 0.0, 0.5)], 1.0, 1.1)
+
+
 def test_the_kind_that_loses_least_serving_trains() -> None:
     """MI300X lose 2.5 of serving for each unit of training, H100 2.8, MI250 1; the last MI250 is not needed."""
     found = allocate([H100, MI300X, MI250], 1.14, 1.31)

@@ -17,7 +17,8 @@ def test_the_papers_fleet_on_science(capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     assert "states of one token in bf16: 17,280 B (107.1 MiB/s before compression)" in text
     assert "ANSWER: 8 h100 serve, 4 mi250 train." in text
-    assert "4.66 TB" in text
+    assert "take" in text and "4.66 TB" in text and "192 GB, 24 times less" in text
+    assert "1 h take 287 GB, 24 h take 6.89 TB, 168 h take 48.2 TB" in text
     assert max(len(line) for line in text.splitlines()) <= 132
 
 
@@ -51,6 +52,16 @@ def test_explicit_speeds_and_a_config_file(tmp_path: Path, capsys: pytest.Captur
     text = capsys.readouterr().out
     assert "BREAK-EVEN" not in text
     assert "ANSWER: 4 big and 6 small serve, 2 small train." in text
+
+
+def test_devices_that_do_not_hold_the_target_can_only_train(capsys: pytest.CaptureFixture[str]) -> None:
+    """470 GB of Qwen3-235B-A22B and four MI250 of 128 GB."""
+    assert main(["plan", "qwen3-235b-a22b", *FLEET, "--static", "1.14", "--adapted", "1.16"]) == 0
+    text = capsys.readouterr().out
+    assert "4 mi250 do not hold the target's weights and cannot serve it" in text
+    assert "ANSWER: 8 h100 serve, 4 mi250 train." in text
+    assert main(["plan", "qwen3-235b-a22b", "--tokens-per-s", "9", "--devices", "mi250=4"]) == 2
+    assert "none of these devices can serve the target" in capsys.readouterr().err
 
 
 def test_one_device_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
