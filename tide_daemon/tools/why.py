@@ -28,6 +28,7 @@ from tide_daemon.policy.why.decision import why_decision
 from tide_daemon.policy.why.fleet import why_fleet
 from tide_daemon.policy.why.history import Decided, History
 from tide_daemon.policy.why.node import why_node
+from tide_daemon.policy.why.trainer import why_trainer
 from tide_daemon.policy.why.version import why_version
 from tide_daemon.roles.controller_journal import read_record
 from tide_daemon.roles.controller_records import event_of_desired, event_of_record
@@ -66,7 +67,7 @@ class Known:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to explain, and from where."""
-    parser.add_argument("--node", metavar="NAME", help="explain one server node")
+    parser.add_argument("--node", metavar="NAME", help="explain one server node or trainer")
     parser.add_argument("--version", type=int, metavar="V", help="explain one draft version")
     parser.add_argument("--last", type=int, metavar="K", help=f"explain the last K decisions ({_DEFAULT_LAST})")
     parser.add_argument("--since", default="1d", metavar="TIME", help="how far back to read: 30m, 7d, an ISO time (1d)")
@@ -117,7 +118,10 @@ def explain(arguments: argparse.Namespace, known: Known, now: float, out: TextIO
     history = known.history
     sections: dict[str, object] = {}
     if arguments.node is not None:
-        sections["node"] = why_node(history, arguments.node, now, known.desired, known.report)
+        if arguments.node in history.trainers:
+            sections["trainer"] = why_trainer(history, arguments.node, now)
+        if "trainer" not in sections or arguments.node in history.nodes:
+            sections["node"] = why_node(history, arguments.node, now, known.desired, known.report)
     if arguments.version is not None:
         sections["version"] = why_version(history, arguments.version, now)
     if not sections and arguments.last is None:

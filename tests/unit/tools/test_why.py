@@ -53,6 +53,11 @@ def test_a_node_and_a_version(file: Path, capsys: pytest.CaptureFixture[str]) ->
     assert set(sections) == {"version", "decisions"} and len(sections["decisions"]) == 2
 
 
+def test_a_trainer_is_explained_by_its_name(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", "--file", str(file), "--node", "trainer"]) == 0
+    assert capsys.readouterr().out.startswith("trainer: waiting in round 0")
+
+
 def test_an_empty_journal_and_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").write_text("")
     assert main(["why", "--file", str(tmp_path / "empty")]) == 1

@@ -2,6 +2,7 @@
 
 history.py     what is kept of a journal: settings, fleet, each node's and each version's turning points
 node.py        whether a node speculates, with how many steps, why, and what would change it
+trainer.py     why a trainer trains or waits
 version.py     what became of a draft, why, and what would have to change
 decision.py    one decision: what caused it, what was asked, the numbers
 fleet.py       what is served and how far a rollout is

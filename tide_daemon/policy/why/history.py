@@ -13,9 +13,10 @@ from tide_daemon.policy.events import (
     FleetState,
     ServerFound,
     ServerReported,
+    TrainerReported,
     event_from_map,
 )
-from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, instruction_from_map
+from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer, instruction_from_map
 from tide_daemon.policy.settings import PolicySettings
 
 _KEPT_REPORTS = 120
@@ -77,6 +78,15 @@ class NodePast:
 
 
 @dataclass(slots=True)
+class TrainerPast:
+    """What was asked of a trainer, the SetTrainer that asked for its newest round, and its newest report."""
+
+    asked: tuple[float, SetTrainer] | None = None
+    round_since: tuple[float, SetTrainer] | None = None
+    report: TrainerReported | None = None
+
+
+@dataclass(slots=True)
 class VersionPast:
     """What became of a version: its manifest, the gate's answer, and every move of the fleet that concerned it."""
 
@@ -101,6 +111,7 @@ class History:
         self.newest_at = 0.0
         self.leader = ""
         self.nodes: dict[str, NodePast] = {}
+        self.trainers: dict[str, TrainerPast] = {}
         self.versions: dict[int, VersionPast] = {}
         self.decisions: deque[Decided] = deque(maxlen=_KEPT_DECISIONS)
 
@@ -113,6 +124,8 @@ class History:
                 self.fleet = entry.event.fleet or self.fleet
             case ServerReported():
                 self._node(entry.event.node).reports.append(entry.event)
+            case TrainerReported():
+                self.trainers.setdefault(entry.event.trainer, TrainerPast()).report = entry.event
             case ServerFound():
                 self._node(entry.event.node).found = entry.event
             case CandidatePublished():
@@ -129,6 +142,11 @@ class History:
         match instruction:
             case SetServer():
                 self._asked(at, instruction)
+            case SetTrainer():
+                trainer = self.trainers.setdefault(instruction.trainer, TrainerPast())
+                if trainer.asked is None or trainer.asked[1].round != instruction.round:
+                    trainer.round_since = (at, instruction)
+                trainer.asked = (at, instruction)
             case Judged():
                 self._version(instruction.version).judged = (at, instruction)
             case FleetMoved():

@@ -19,6 +19,7 @@ from tide_daemon.policy.why.decision import why_decision
 from tide_daemon.policy.why.fleet import why_fleet
 from tide_daemon.policy.why.history import Decided, History
 from tide_daemon.policy.why.node import live, why_node
+from tide_daemon.policy.why.trainer import why_trainer
 from tide_daemon.policy.why.version import why_version
 from tide_daemon.policy.why.words import ago, clock, steps_words
 
@@ -207,6 +208,28 @@ def test_a_candidate_waits_while_a_canary_is_under_way() -> None:
     text = version_text(fleet, 2)
     assert text.startswith("Version 2: published, and waiting for the gate.")
     assert "when no canary is under way (the stage is canary)" in text
+
+
+def test_a_trainer_says_what_it_waits_for() -> None:
+    """Day 0, after a promotion, during a canary, and one that is silent."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.tokens_per_s = 100
+    fleet.run(20)
+
+    def text(later_s: float = 0.0) -> str:
+        return "\n".join(why_trainer(history_of(fleet), "trainer", fleet.at + later_s))
+
+    assert text().startswith("trainer: waiting in round 0, 2,000 new response tokens, heard of now.")
+    assert "The next round begins at 3,000 new tokens: there is no draft yet." in text()
+    fleet.publish(1, 2.6)
+    assert "No round begins while a draft is being rolled out (the stage is canary)." in text()
+    fleet.run(60)
+    assert "It was asked for round 1 at" in text() and "8000 new response tokens, 8000 wanted" in text()
+    assert "The next round" not in text()
+    fleet.run(5)
+    assert "The next round begins at 8,000 new tokens, at 2,000 when a shift" in text()
+    assert "heard of 60 s ago, so it is left out (limit 15 s)" in text(60.0)
+    assert why_trainer(History(), "x", 0.0) == ["x: this journal knows no such trainer."]
 
 
 def test_every_decision_has_a_cause_and_its_numbers() -> None:
