@@ -11,7 +11,8 @@ For each event, in this order:
 
 Both by compare-and-set, see controller_writer.py. Journal first, so that no desired state is ever in
 force without its explanation. A crash in between leaves instructions that were never published: the
-next leader carries out those of the newest entry that have not arrived, before it decides anything.
+next leader carries out those of the newest entry that have not arrived, before it decides anything;
+dies it meanwhile, the one after it does.
 Desired state is level-triggered, so a second asking changes nothing that was done.
 """
 
@@ -235,7 +236,7 @@ class ControllerRole:
         writer.journal_end = end.sequence
         settings = self._settings.to_map()
         await self._decide(reign, ControllerStarted(self._clock.time(), self._model, settings, end.fleet))
-        for instruction in [] if last is None else read_instructions(last):
+        for instruction in [] if end.unfinished is None else read_instructions(end.unfinished):
             record = desired_record(instruction, writer.token, self._clock.time())
             if record is not None:
                 await writer.carry_on(record)

@@ -36,39 +36,44 @@ class JournalEnd:
         sequence: stream sequence of the newest entry, 0 for an empty journal.
         fleet: newest FleetState, None if the journal holds none.
         last: newest entry of a controller that led when it wrote it.
+        unfinished: the newest of those that is not the beginning of a reign: the one whose instructions may not all
+            have been carried out. A leader that dies while it begins leaves it as it was.
     """
 
     sequence: int
     fleet: FleetState | None
     last: Decision | None
+    unfinished: Decision | None
 
 
 async def read_end(bus: Bus, model: str) -> JournalEnd:
     """The end of a model's journal.
 
-    Reads in windows that grow until one holds a copy of the fleet's state: a leader writes one at least every
+    Reads in windows that grow until one holds both: a leader writes a copy of the fleet's state at least every
     keep_state_s, but other models' entries lie in between. An entry with a lower fencing token than one before
     it was written by a controller that no longer led, and is left out.
     """
     subject = subjects.journal(model)
     newest = await bus.last(subject)
     if newest is None:
-        return JournalEnd(0, None, None)
+        return JournalEnd(0, None, None, None)
     window = _FIRST_WINDOW
     while True:
         first = max(1, newest.sequence - window)
         fleet: FleetState | None = None
         last: Decision | None = None
+        unfinished: Decision | None = None
         messages = bus.tail(subject, since="sequence", sequence=first)
         async with contextlib.aclosing(messages):  # type: ignore[type-var]  # every tail is a generator
             async for message in messages:
                 record = read_record(message)
                 if isinstance(record, Decision) and (last is None or record.fencing_token >= last.fencing_token):
                     fleet, last = _fleet_in(record) or fleet, record
+                    unfinished = unfinished if _is_beginning(record) else record
                 if message.sequence >= newest.sequence:
                     break
-        if fleet is not None or first == 1:
-            return JournalEnd(newest.sequence, fleet, last)
+        if first == 1 or (fleet is not None and unfinished is not None):
+            return JournalEnd(newest.sequence, fleet, last, unfinished)
         window *= 8
 
 
@@ -81,6 +86,10 @@ def read_instructions(decision: Decision) -> list[Instruction]:
         except ValueError as error:
             log.warning("journal_entry_refused", sequence=decision.sequence, error=str(error))
     return instructions
+
+
+def _is_beginning(decision: Decision) -> bool:
+    return decision.event.get("event") == "controller_started"
 
 
 def _fleet_in(decision: Decision) -> FleetState | None:

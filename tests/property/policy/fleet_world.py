@@ -133,6 +133,7 @@ class World:
 
     Attributes:
         writes_left: writes until it dies, None for a long life.
+        next_lives: the same for its successors, the nearest first.
         passed: drafts that passed their canary, and the chains that a node had shown of them by then.
     """
 
@@ -145,6 +146,7 @@ class World:
         self.manifests: dict[int, CandidatePublished] = {}
         self.last_delivered: Event | None = None
         self.writes_left: int | None = None
+        self.next_lives: list[int] = []
         self.num_deaths = 0
         self.token = 0
         self.trainer_round = 0
@@ -163,7 +165,7 @@ class World:
         while True:
             self.token += 1
             self.leader, self.known = Controller(self.settings), set()
-            newest = self.journal[-1] if self.journal else None
+            newest = next((e for e in reversed(self.journal) if not isinstance(e.event, ControllerStarted)), None)
             try:
                 self._decide(ControllerStarted(self.at, "model", self.settings.to_map(), self.newest_fleet()))
                 for instruction in newest.instructions if newest is not None else ():
@@ -230,7 +232,7 @@ class World:
         if self.writes_left is None:
             return
         if self.writes_left == 0:
-            self.writes_left = None
+            self.writes_left = self.next_lives.pop(0) if self.next_lives else None
             raise LeaderDiedError
         self.writes_left -= 1
 

@@ -69,10 +69,10 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.at += seconds
         self.world.deliver(self.world.tick())
 
-    @rule(writes=st.integers(0, 8))
-    def the_leader_will_die(self, writes: int) -> None:
-        """After so many more writes: journal entries and desired states counted alike."""
-        self.world.writes_left = writes
+    @rule(lives=st.lists(st.integers(0, 6), min_size=1, max_size=4))
+    def leaders_will_die(self, lives: list[int]) -> None:
+        """This one and its successors, after so many writes: journal entries and desired states counted alike."""
+        self.world.writes_left, *self.world.next_lives = lives
 
     @rule()
     def the_leader_dies_between_events(self) -> None:
@@ -153,8 +153,10 @@ class FleetMachine(RuleBasedStateMachine):
         self.quality[manifest.version] = quality
         self.world.deliver(manifest)
 
-    @rule(quality=probs, turns=st.integers(2, 25), writes=st.none() | st.integers(0, 30), corrupts=st.booleans())
-    def a_rollout_runs_its_course(self, quality: float, turns: int, writes: int | None, corrupts: bool) -> None:
+    @rule(
+        quality=probs, turns=st.integers(2, 25), lives=st.lists(st.integers(0, 30), max_size=3), corrupts=st.booleans()
+    )
+    def a_rollout_runs_its_course(self, quality: float, turns: int, lives: list[int], corrupts: bool) -> None:
         """A candidate that the gate likes meets a fleet that works, or one that swaps in something else, and perhaps
         a leader that dies on the way."""
         for node in self.world.nodes.values():
@@ -163,7 +165,7 @@ class FleetMachine(RuleBasedStateMachine):
         manifest = self.world.publish(0.5, 12)
         self.quality[manifest.version] = quality
         self.world.deliver(manifest)
-        self.world.writes_left = writes
+        self.world.writes_left, *self.world.next_lives = lives or [None]
         self.everybody_lives(1.0, turns)
 
     @precondition(lambda self: self.world.manifests)
@@ -256,7 +258,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         world = self.world
-        world.writes_left = None
+        world.writes_left, world.next_lives = None, []
         for node in world.nodes.values():
             node.engine, node.corrupts = "ready", False
         for _ in range(90):

@@ -373,6 +373,37 @@ async def test_killed_between_journal_and_desired_state() -> None:
         assert await world.desired_server() == carried_out
 
 
+async def test_a_successor_that_dies_while_it_begins_leaves_the_rest_to_the_next() -> None:
+    """Its first entry stands, the predecessor's decision has not arrived yet: a third leader carries it out."""
+    world = World()
+    for name in ("first", "second"):
+        frozen = FrozenBus(MemoryBus(world.broker))
+        frozen.freeze_at = f"tide.v1.control.{MODEL}."
+        role = world.role(name, bus=frozen)
+        task = asyncio.create_task(role.run(asyncio.Event()))
+        if name == "first":
+            await leads(role)
+            await world.server_reports()
+        await asyncio.wait_for(frozen.frozen.wait(), 5.0)
+        frozen.kill()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert await world.desired_server() is None
+    async with world.running(world.role("third")) as third:
+        await leads(third)
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+        server = await world.desired_server()
+        assert server is not None and (server.generation, server.fencing_token) == (
+            1,
+            third.snapshot()["fencing_token"],
+        )
+
+
 @pytest.mark.parametrize("late", ["journal", "control"])
 async def test_late_writes_of_a_frozen_leader_are_refused(late: str) -> None:
     """Frozen with a write under way that comes out when its successor leads: the broker refuses it, the journal is of
