@@ -47,6 +47,8 @@ AT_DECISION_LIMIT_S = 10.0
 """How long a turn waits for a decision to strike at; there is one every few seconds."""
 LEAD_FOR_S = 2.0
 """How long a successor leads before its predecessor comes back and the books are looked at."""
+ARRIVAL_S = 1.5
+"""A decision that was journalled so long ago must stand as desired state."""
 GIVE_UP_PERIODS = 20.0
 LIMITS = TopologyLimits(hidden_max_bytes=16 * MIB, draft_max_bytes=64 * MIB, target_max_bytes=16 * MIB)
 _CONFIG = """
@@ -189,8 +191,9 @@ async def _run(folder: Path, turns: int, lease_s: int, rng: random.Random) -> di
             at_decision = turn % 4 >= 2
             waited = await _turn(controllers, watch, kind, at_decision, lease_s, rng)
             periods[kind].append(waited)
-            print(f"turn {turn + 1}, {kind}{' at a decision' if at_decision else ''}: {waited:.2f} lease periods",
-                  file=sys.stderr)  # fmt: skip
+            wrong = dict(+watch.ledger.lost + +watch.ledger.doubled)
+            print(f"turn {turn + 1}, {kind}{' at a decision' if at_decision else ''}: {waited:.2f} lease periods"
+                  f"{f'; so far {wrong}' if wrong else ''}", file=sys.stderr)  # fmt: skip
             for task in tasks:
                 if task.done():
                     task.result()
@@ -260,8 +263,9 @@ async def _turn(
     else:
         leader.send(signal.SIGCONT)
     await _ready(leader)
-    await asyncio.sleep(LEAD_FOR_S / 2)
-    watch.ledger.settled()
+    asked = watch.ledger.asked()
+    await asyncio.sleep(ARRIVAL_S)
+    watch.ledger.arrived(asked)
     return waited
 
 

@@ -5,8 +5,8 @@ within it as its *place*, and the generation of a node's desired state:
 
 lost
     a place is missing: within one token the sequences of the journal are not 1, 2, 3, ...
-    a decision did not arrive: a journalled SetServer or SetTrainer whose generation the node's desired state never
-        reached, looked at when a successor has led for a while
+    a decision did not arrive: a journalled SetServer or SetTrainer whose generation the node's desired state has not
+        reached a while later, under whichever leader
     a decision without an explanation: desired state that no entry of its token in the journal asks for, by content
     a state was not handed over: a reign begins with another FleetState than the newest one before it
 
@@ -80,16 +80,19 @@ class Ledger:
         self.doubled["a reader took it"] += record.fencing_token < self._taken.get(name, 0)
         self._taken[name] = max(record.fencing_token, self._taken.get(name, 0))
 
-    def settled(self) -> None:
-        """A successor has led for a while: what was journalled must have arrived by now."""
-        for name, generation in self._asked.items():
+    def asked(self) -> dict[str, int]:
+        """What has been journalled so far: the newest generation by node. See `arrived`."""
+        return dict(self._asked)
+
+    def arrived(self, asked: dict[str, int]) -> None:
+        """What `asked` said a while ago must have arrived by now."""
+        for name, generation in asked.items():
             if self._reached.get(name, 0) < generation:
                 self.lost["a decision did not arrive"] += 1
                 self._reached[name] = generation  # counted once
 
     def close(self) -> None:
         """The run is over: look at what needs all of it."""
-        self.settled()
         for places in self._places.values():
             self.lost["a place is missing"] += max(places) - len(places)
         for name, generation, token, content in self._seen:

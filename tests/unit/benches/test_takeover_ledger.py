@@ -45,6 +45,7 @@ def clean() -> Ledger:
     for record in (server(1, 1), server(2, 2, ((4, 3),)), trainer(1, 2, 1)):
         ledger.desired(record)
         ledger.taken(record)
+    ledger.arrived(ledger.asked())
     return ledger
 
 
@@ -59,8 +60,9 @@ def test_losses_are_found() -> None:
     """A hole, a decision that did not arrive, one without explanation, a state that was not handed over."""
     ledger = clean()
     ledger.journalled(entry(2, 3, asked(3)))
-    ledger.settled()
-    ledger.settled()
+    by_now = ledger.asked()
+    ledger.arrived(by_now)
+    ledger.arrived(by_now)
     assert +ledger.lost == {"a decision did not arrive": 1}
     ledger.desired(server(4, 2))
     ledger.desired(server(5, 1, ((8, 1),)))
