@@ -9,6 +9,8 @@ waits; a frozen one gets SIGCONT when its successor has led for a while, and mus
 worst_lease_periods   longest time from the signal to the first journal entry of the successor, over the lease's
                       time to live
 lost, doubled         counts over the whole run of what takeover_ledger.py defines; each with its kinds in the log
+worst_stall_s         longest time for which this process itself stood still: on a machine that is busy with something
+                      else, the other figures are about that
 
 Options: turns (of each kind), lease_s, seed.
 """
@@ -50,6 +52,7 @@ LEAD_FOR_S = 2.0
 ARRIVAL_S = 1.5
 """A decision that was journalled so long ago must stand as desired state."""
 GIVE_UP_PERIODS = 20.0
+_STALL_TICK_S = 0.02
 LIMITS = TopologyLimits(hidden_max_bytes=16 * MIB, draft_max_bytes=64 * MIB, target_max_bytes=16 * MIB)
 _CONFIG = """
 [node]
@@ -136,6 +139,7 @@ class Watch:
     token: int = 0
     token_since: float = 0.0
     asked_at: float = 0.0
+    worst_stall_s: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def entry(self, entry: Decision) -> None:
@@ -146,6 +150,15 @@ class Watch:
         if any(item["instruction"] == "set_server" for item in entry.instructions):
             self.asked_at = time.monotonic()
         self.changed.set()
+
+    async def stalls(self) -> None:
+        """Measure how long nothing ran here."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(_STALL_TICK_S)
+            now = time.monotonic()
+            self.worst_stall_s = max(self.worst_stall_s, now - before - _STALL_TICK_S)
+            before = now
 
     async def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Whether the condition came true within the limit; looks at every entry."""
@@ -177,7 +190,7 @@ async def _run(folder: Path, turns: int, lease_s: int, rng: random.Random) -> di
         watch = Watch()
         nodes = [FakeNode(bus, name, random.Random(rng.random()), watch.ledger.taken) for name in NODES]
         trainer = FakeTrainer(bus, random.Random(rng.random()), watch.ledger.taken)
-        work = [_follow_journal(bus, watch), _follow_control(bus, watch.ledger)]
+        work = [_follow_journal(bus, watch), _follow_control(bus, watch.ledger), watch.stalls()]
         work += [each() for actor in (*nodes, trainer) for each in (actor.obey, actor.report)]
         tasks = [asyncio.create_task(each) for each in work]
         for controller in controllers.values():
@@ -218,6 +231,7 @@ async def _run(folder: Path, turns: int, lease_s: int, rng: random.Random) -> di
         "worst_kill": max(periods["kill"]),
         "worst_freeze": max(periods["freeze"]),
         "median_lease_periods": statistics.median(every),
+        "worst_stall_s": watch.worst_stall_s,
         "num_decisions": float(ledger.num_decisions),
         "num_reigns": float(ledger.num_reigns),
         "num_candidates": float(trainer.num_published),
