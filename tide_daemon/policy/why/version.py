@@ -108,6 +108,6 @@ def _what_would_change(history: History, fleet: FleetState, version: int, past: 
         return [f"A candidate has to be scored against the draft that is served. {once}"]
     needed = max(settings.gate_min_gain, 0.0)
     return [
-        f"Its gain had to be at least {needed:+.3f} at the lower end of {settings.gate_confidence:.0%} confidence; "
-        f"that was {answer.numbers['lower_bound']:+.3f}. {once}"
+        f"Its gain had to be at least {needed:+.4f} at the lower end of {settings.gate_confidence:.0%} confidence; "
+        f"that was {answer.numbers['lower_bound']:+.4f}. {once}"
     ]

@@ -170,7 +170,7 @@ def test_refused_drafts_say_what_it_takes() -> None:
     fleet.run(60)
     fleet.publish(2, 2.2, serving=2.6)
     assert version_text(fleet, 2).startswith("Version 2: refused.")
-    assert "Its gain had to be at least +0.000 at the lower end of 90% confidence; that was -0.4" in version_text(
+    assert "Its gain had to be at least +0.0000 at the lower end of 90% confidence; that was -0.4" in version_text(
         fleet, 2
     )
     fleet.publish(3, 2.8, serving=2.6, num_requests=4)
