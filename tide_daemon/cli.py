@@ -28,7 +28,13 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
     "export": ("tide_daemon.tools.export", "write a draft from the bus as a checkpoint that SGLang loads"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
+    "plan": ("tide_daemon.tools.plan", "sizes, break-even points, and which devices should serve and train"),
+    "replay": ("tide_daemon.tools.replay", "feed a journal through the policy and report the first difference"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),
+    "why": (
+        "tide_daemon.tools.why",
+        "say in plain words why a node speculates or not, why a draft was deployed or not",
+    ),
 }
 """Name -> (module with `add_arguments(parser)` and `run(arguments) -> int`, one line of help)."""
 

@@ -102,4 +102,9 @@ BENCHES: dict[str, Bench] = {
         "accept length of a draft in an SGLang without our plug-in over that under it, same prompts",
         {"accept_ratio": _at_least(0.97), "accept_stock": None, "accept_tide": None},
     ),
+    "takeover": Bench(
+        "takeover",
+        "two controllers, the leader killed and frozen 20 times each: lease periods until the other leads; decisions",
+        {"worst_lease_periods": _at_most(3), "lost": Floor("=", 0), "doubled": Floor("=", 0)},
+    ),
 }

@@ -13,9 +13,11 @@ gate.py          candidate against serving draft
 rollout.py       canary, rest, watch, roll back
 node.py          what is known of one server node
 speculation.py   its steps table: choices and probes
+allocation.py    which devices serve and which train, before anything runs
 controller.py    the one place where state changes
 snapshot.py      that state for people, and its invariants
 replay.py        a journal through the same code
+why/             the same journal in plain words
 
 Carrying instructions out is in roles/controller.py.
 """

@@ -7,13 +7,13 @@ of the node, and re-reads all manifests (the policy knows which it has judged).
 For each event, in this order:
 
 1. the event and the instructions it led to go to the journal, as one message;
-2. SetServer and SetTrainer become desired state, by compare-and-set on their subjects.
+2. SetServer and SetTrainer become desired state.
 
-Journal first, so that no desired state is ever in force without its explanation. A crash in between
-leaves an instruction that was never published: the next leader reads what is desired, sees the
-difference to what the journal's FleetState asks for, and asks again under the next generation and a
-higher token. Desired state is level-triggered, so a second asking changes nothing that was done.
-A desired state that somebody with a higher token wrote ends the reign at once.
+Both by compare-and-set, see controller_writer.py. Journal first, so that no desired state is ever in
+force without its explanation. A crash in between leaves instructions that were never published: the
+next leader carries out those of the newest entry that have not arrived, before it decides anything;
+dies it meanwhile, the one after it does.
+Desired state is level-triggered, so a second asking changes nothing that was done.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ import structlog
 
 from tide_daemon.bus.port import Bus, Lease
 from tide_daemon.clock import Clock, SystemClock
-from tide_daemon.errors import BusConflictError, BusError, BusUnavailableError, TideError
+from tide_daemon.errors import BusError
 from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import (
     ControllerStarted,
@@ -36,26 +36,18 @@ from tide_daemon.policy.events import (
     TrainerReported,
     event_to_map,
 )
-from tide_daemon.policy.instructions import (
-    Instruction,
-    instruction_to_map,
-)
+from tide_daemon.policy.instructions import Instruction, instruction_to_map
 from tide_daemon.policy.settings import PolicySettings
-from tide_daemon.roles.controller_journal import newest_fleet, read_record
+from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
-from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import Decision, DesiredServer, DesiredTrainer, Record
+from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
+from tide_daemon.wire import subjects
+from tide_daemon.wire.records import Decision, Record
 
 log = structlog.get_logger()
 
 _QUEUE_EVENTS = 1000
 _KEPT_DECISIONS = 50
-_RETRY_S = 0.2
-"""Pause between two tries to write while the broker is away."""
-
-
-class _ReignOverError(TideError):
-    """This controller no longer leads, or cannot write; whatever it knows is thrown away."""
 
 
 @dataclass(slots=True)
@@ -63,13 +55,14 @@ class _Reign:
     """All that belongs to one term as leader.
 
     Attributes:
-        last_sequences: stream sequence of the newest desired state by subject, 0 for an empty subject.
+        sequence: of our newest entry in the journal under this token.
+        known: subjects of desired state that the policy has been told of.
     """
 
-    token: int
+    writer: FencedWriter
     policy: Controller
     sequence: int = 0
-    last_sequences: dict[str, int] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
     queue: "asyncio.Queue[Record | None]" = field(default_factory=lambda: asyncio.Queue(_QUEUE_EVENTS))
 
 
@@ -168,7 +161,8 @@ class ControllerRole:
     async def _lead(self, token: int, stopping: "asyncio.Task[bool]") -> None:
         """Decide until the lease is lost, the broker is away for too long, or we are told to stop."""
         self._token = token
-        reign = _Reign(token, Controller(self._settings))
+        writer = FencedWriter(self._bus, self._lease, self._clock, self._model, token, self._ttl_s / 2)
+        reign = _Reign(writer, Controller(self._settings))
         log.info("controller_leading", model=self._model, fencing_token=token)
         model = self._model
         tasks = [
@@ -187,9 +181,9 @@ class ControllerRole:
             for task in tasks:
                 if task.done():
                     task.result()
-        except (_ReignOverError, BusError) as error:
+        except (ReignOverError, BusError) as error:
             log.warning("controller_stopped_leading", model=self._model, fencing_token=token, reason=str(error))
-            await self._clock.sleep(_RETRY_S)
+            await self._clock.sleep(RETRY_S)
         finally:
             self._reign = None
             for task in tasks:
@@ -203,7 +197,7 @@ class ControllerRole:
             if renewed is None and self._lease.held:
                 continue  # the broker did not answer in time; ours until the time to live is over
             if renewed != token:
-                raise _ReignOverError("the lease was lost")
+                raise ReignOverError("the lease was lost")
 
     async def _tick(self, reign: _Reign) -> None:
         while True:
@@ -217,10 +211,8 @@ class ControllerRole:
                 await reign.queue.put(record)
 
     async def _work(self, reign: _Reign) -> None:
-        """Begin with what the journal says, then one event after another."""
-        fleet = await newest_fleet(self._bus, self._model)
-        settings = self._settings.to_map()
-        await self._decide(reign, ControllerStarted(self._clock.time(), self._model, settings, fleet))
+        """Begin where the journal ends, then one event after another."""
+        await self._begin(reign)
         self._reign = reign
         while True:
             record = await reign.queue.get()
@@ -233,80 +225,48 @@ class ControllerRole:
             await self._find_desired(reign, event)
             await self._decide(reign, event)
 
+    async def _begin(self, reign: _Reign) -> None:
+        """Our first entry behind the journal's newest one, then what that one still asks for."""
+        end = await read_end(self._bus, self._model)
+        last, writer = end.last, reign.writer
+        if last is not None:
+            writer.check_token(last.fencing_token)
+            # One token may see several reigns, when the broker was away for long: its numbers go on.
+            reign.sequence = last.sequence if last.fencing_token == writer.token else 0
+        writer.journal_end = end.sequence
+        settings = self._settings.to_map()
+        await self._decide(reign, ControllerStarted(self._clock.time(), self._model, settings, end.fleet))
+        for instruction in [] if end.unfinished is None else read_instructions(end.unfinished):
+            record = desired_record(instruction, writer.token, self._clock.time())
+            if record is not None:
+                await writer.carry_on(record)
+
     async def _find_desired(self, reign: _Reign, event: Event) -> None:
         """Before a node's first report in this reign: what was desired of it until now."""
         subject = _control_subject(self._model, event)
-        if subject is None or subject in reign.last_sequences:
+        if subject is None or subject in reign.known:
             return
-        message = await self._bus.last(subject)
-        reign.last_sequences[subject] = 0 if message is None else message.sequence
-        record = None if message is None else read_record(message)
-        if isinstance(record, (DesiredServer, DesiredTrainer)):
-            self._check_token(reign, record)
-            await self._decide(reign, event_of_desired(record, self._clock.time()))
+        reign.known.add(subject)
+        found = await reign.writer.read_desired(subject)
+        if found is not None:
+            await self._decide(reign, event_of_desired(found, self._clock.time()))
 
     async def _decide(self, reign: _Reign, event: Event) -> None:
         """Let the policy handle one event, journal it, carry the instructions out."""
         instructions = reign.policy.handle(event)
-        await self._journal(reign, event, instructions)
-        for instruction in instructions:
-            record = desired_record(instruction, reign.token, event.at)
-            if record is not None:
-                await self._write_desired(reign, record)
-        if instructions:
-            self._note(event, instructions)
-
-    async def _journal(self, reign: _Reign, event: Event, instructions: list[Instruction]) -> None:
         reign.sequence += 1
         reason, numbers = summary(event, instructions)
-        decision = Decision(
-            reign.sequence,
-            reign.token,
-            self._name,
-            event.at,
-            event_to_map(event),
-            tuple(instruction_to_map(item) for item in instructions),
-            reason,
-            numbers,
+        maps = tuple(instruction_to_map(item) for item in instructions)
+        entry = Decision(
+            reign.sequence, reign.writer.token, self._name, event.at, event_to_map(event), maps, reason, numbers
         )
-        await self._publish(subjects.journal(self._model), decision, None)
-
-    async def _write_desired(self, reign: _Reign, record: DesiredServer | DesiredTrainer) -> None:
-        """Publish over what we last saw there; over a predecessor's late write too, never over a successor's."""
-        subject = subjects.subject_of(self._model, record)
-        while True:
-            try:
-                known = reign.last_sequences.get(subject, 0)
-                reign.last_sequences[subject] = await self._publish(subject, record, known)
-                return
-            except BusConflictError:
-                message = await self._bus.last(subject)
-                found = None if message is None else read_record(message)
-                if found == record:
-                    reign.last_sequences[subject] = message.sequence if message is not None else 0
-                    return  # our own write, whose acknowledgement was lost
-                if isinstance(found, (DesiredServer, DesiredTrainer)):
-                    self._check_token(reign, found)
-                reign.last_sequences[subject] = 0 if message is None else message.sequence
-
-    async def _publish(self, subject: str, record: Record, expected_last: int | None) -> int:
-        """Store a record, trying again while the lease is ours."""
-        data = envelope.encode(record)
-        message_id = subjects.message_id(self._model, record)
-        while True:
-            if not self._lease.held:
-                raise _ReignOverError("the lease ran out before a write")
-            try:
-                return await self._bus.publish(
-                    subject, data, message_id=message_id, expected_last=expected_last, timeout_s=self._ttl_s / 2
-                )
-            except BusUnavailableError as error:
-                log.warning("controller_write_delayed", subject=subject, error=str(error))
-                await self._clock.sleep(_RETRY_S)
-
-    def _check_token(self, reign: _Reign, found: DesiredServer | DesiredTrainer) -> None:
-        if found.fencing_token > reign.token:
-            raise _ReignOverError(f"a controller with token {found.fencing_token} writes, ours is {reign.token}")
+        await reign.writer.entry(entry)
+        for instruction in instructions:
+            record = desired_record(instruction, reign.writer.token, event.at)
+            if record is not None:
+                await reign.writer.desired(record)
+        if instructions:
+            self._note(event, instructions)
 
     def _note(self, event: Event, instructions: list[Instruction]) -> None:
         self._num_decisions += 1

@@ -1,13 +1,14 @@
-"""What a new leader reads back: the newest FleetState of the journal, and single messages of the bus."""
+"""What a new leader reads back: the end of the journal, and single messages of the bus."""
 
 import contextlib
+from dataclasses import dataclass
 
 import structlog
 
 from tide_daemon.bus.port import Bus, StoredMessage
 from tide_daemon.errors import WireError
 from tide_daemon.policy.events import FleetState
-from tide_daemon.policy.instructions import FleetMoved, instruction_from_map
+from tide_daemon.policy.instructions import FleetMoved, Instruction, instruction_from_map
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import Decision, Record
 
@@ -27,44 +28,70 @@ def read_record(message: StoredMessage) -> Record | None:
     return record
 
 
-async def newest_fleet(bus: Bus, model: str) -> FleetState | None:
-    """The newest FleetState of a model's journal, None if it holds none.
+@dataclass(frozen=True, slots=True)
+class JournalEnd:
+    """Where a new leader goes on.
 
-    Reads from the journal's end, in windows that grow until one holds a copy: a leader writes one at least
-    every keep_state_s, but other models' entries lie in between.
+    Attributes:
+        sequence: stream sequence of the newest entry, 0 for an empty journal.
+        fleet: newest FleetState, None if the journal holds none.
+        last: newest entry of a controller that led when it wrote it.
+        unfinished: the newest of those that is not the beginning of a reign: the one whose instructions may not all
+            have been carried out. A leader that dies while it begins leaves it as it was.
+    """
+
+    sequence: int
+    fleet: FleetState | None
+    last: Decision | None
+    unfinished: Decision | None
+
+
+async def read_end(bus: Bus, model: str) -> JournalEnd:
+    """The end of a model's journal.
+
+    Reads in windows that grow until one holds both: a leader writes a copy of the fleet's state at least every
+    keep_state_s, but other models' entries lie in between. An entry with a lower fencing token than one before
+    it was written by a controller that no longer led, and is left out.
     """
     subject = subjects.journal(model)
     newest = await bus.last(subject)
     if newest is None:
-        return None
+        return JournalEnd(0, None, None, None)
     window = _FIRST_WINDOW
     while True:
         first = max(1, newest.sequence - window)
-        found = None
+        fleet: FleetState | None = None
+        last: Decision | None = None
+        unfinished: Decision | None = None
         messages = bus.tail(subject, since="sequence", sequence=first)
         async with contextlib.aclosing(messages):  # type: ignore[type-var]  # every tail is a generator
             async for message in messages:
-                found = _fleet_in(message) or found
+                record = read_record(message)
+                if isinstance(record, Decision) and (last is None or record.fencing_token >= last.fencing_token):
+                    fleet, last = _fleet_in(record) or fleet, record
+                    unfinished = unfinished if _is_beginning(record) else record
                 if message.sequence >= newest.sequence:
                     break
-        if found is not None or first == 1:
-            return found
+        if first == 1 or (fleet is not None and unfinished is not None):
+            return JournalEnd(newest.sequence, fleet, last, unfinished)
         window *= 8
 
 
-def _fleet_in(message: StoredMessage) -> FleetState | None:
-    record = read_record(message)
-    if not isinstance(record, Decision):
-        return None
-    found = None
-    for entry in record.instructions:
-        if entry.get("instruction") != "fleet_moved":
-            continue
+def read_instructions(decision: Decision) -> list[Instruction]:
+    """The instructions of an entry; those that another version of the policy wrote are left out, with a warning."""
+    instructions = []
+    for entry in decision.instructions:
         try:
-            instruction = instruction_from_map(dict(entry))
+            instructions.append(instruction_from_map(dict(entry)))
         except ValueError as error:
-            log.warning("journal_entry_refused", sequence=record.sequence, error=str(error))
-            continue
-        if isinstance(instruction, FleetMoved):
-            found = instruction.fleet
-    return found
+            log.warning("journal_entry_refused", sequence=decision.sequence, error=str(error))
+    return instructions
+
+
+def _is_beginning(decision: Decision) -> bool:
+    return decision.event.get("event") == "controller_started"
+
+
+def _fleet_in(decision: Decision) -> FleetState | None:
+    moves = [item for item in read_instructions(decision) if isinstance(item, FleetMoved)]
+    return moves[-1].fleet if moves else None

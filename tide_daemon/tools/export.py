@@ -17,9 +17,9 @@ from tide_daemon.bus.port import Bus
 from tide_daemon.draft.config import DraftConfig
 from tide_daemon.errors import ConfigError, DraftError
 from tide_daemon.exit_codes import ExitCode
-from tide_daemon.roles.controller_journal import newest_fleet, read_record
+from tide_daemon.roles.controller_journal import read_end, read_record
 from tide_daemon.roles.draft_fetch import DraftFetcher
-from tide_daemon.tools import broker
+from tide_daemon.tools.configured_bus import OpenBus, add_bus_arguments, open_configured_bus
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import NO_DRAFT, DraftManifest
 
@@ -28,21 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which draft, and where to."""
     parser.add_argument("folder", type=Path, help="where the checkpoint is written; must not exist, or be empty")
     parser.add_argument("--version", type=int, metavar="N", help="draft version; default: the one that is served")
-    parser.add_argument("--model", help="short name of the target model; instead of the configuration's")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of text")
-    broker.add_arguments(parser)
+    add_bus_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the checkpoint; returns the exit code."""
-    model = arguments.model or broker.settings(arguments).node.model
-    return asyncio.run(_run(arguments, model))
+    return asyncio.run(run_on_bus(arguments, open_configured_bus))
 
 
-async def _run(arguments: argparse.Namespace, model: str) -> int:
+async def run_on_bus(arguments: argparse.Namespace, open_bus: OpenBus) -> int:
+    """Write the checkpoint that the arguments name, read through a bus that is opened and closed here."""
     folder = arguments.folder
-    async with broker.open_bus(arguments) as bus:
-        manifest = await export(bus, model, arguments.version, folder)
+    async with open_bus(arguments) as opened:
+        model = opened.model
+        manifest = await export(opened.bus, model, arguments.version, folder)
     config = DraftConfig.from_json(manifest.config_json)
     if arguments.json:
         shown = {
@@ -72,7 +72,7 @@ async def export(bus: Bus, model: str, version: int | None, folder: Path) -> Dra
     if await asyncio.to_thread(_is_in_use, folder):
         raise ConfigError(f"{folder} exists and is not an empty folder; name another one")
     if version is None:
-        fleet = await newest_fleet(bus, model)
+        fleet = (await read_end(bus, model)).fleet
         version = NO_DRAFT if fleet is None else fleet.serving_version
         if version == NO_DRAFT:
             raise DraftError(f"no draft of {model} is served; choose one with --version, or another --model")

@@ -10,19 +10,16 @@ With "-" the payload comes on standard input and no broker and no configuration 
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import BinaryIO, TextIO
 
 from tide_daemon.bus.port import Bus, StoredMessage
 from tide_daemon.errors import ConfigError, WireError
 from tide_daemon.exit_codes import ExitCode
-from tide_daemon.tools import broker
+from tide_daemon.tools.configured_bus import OpenBus, add_bus_arguments, open_configured_bus
 from tide_daemon.tools.message_view import describe, describe_json
 
 MAX_INPUT_BYTES = 64 << 20
-OpenBus = Callable[[argparse.Namespace], AbstractAsyncContextManager[Bus]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--last", metavar="SUBJECT", help="the newest message of this subject")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of text")
     parser.add_argument("--show-tokens", action="store_true", help="token ids too: they are what users said")
-    broker.add_arguments(parser)
+    add_bus_arguments(parser, ask_model=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         return main_stdin(sys.stdin.buffer, sys.stdout, as_json=arguments.json, show_tokens=arguments.show_tokens)
     if arguments.last is None and (arguments.source is None or arguments.seq is None):
         raise ConfigError('say what to show: STREAM --seq N, --last SUBJECT, or "-" for standard input')
-    return asyncio.run(run_on_bus(arguments, broker.open_bus, sys.stdout))
+    return asyncio.run(run_on_bus(arguments, open_configured_bus, sys.stdout))
 
 
 async def run_on_bus(arguments: argparse.Namespace, open_bus: OpenBus, out: TextIO) -> int:
@@ -51,8 +48,8 @@ async def run_on_bus(arguments: argparse.Namespace, open_bus: OpenBus, out: Text
     Raises:
         BusError: the broker cannot be reached or has no such stream.
     """
-    async with open_bus(arguments) as bus:
-        message = await peek_stream(bus, arguments.source, sequence=arguments.seq, last=arguments.last)
+    async with open_bus(arguments) as opened:
+        message = await peek_stream(opened.bus, arguments.source, sequence=arguments.seq, last=arguments.last)
     if message is None:
         wanted = f"subject {arguments.last}" if arguments.last else f"sequence {arguments.seq} of {arguments.source}"
         print(f"no message: {wanted} is empty, deleted, or never was", file=out)

@@ -3,13 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
 
 from tests.nats_fixture import NatsServer
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.jetstream import JetStreamBus
+from tide_daemon.bus.lease import CasLease
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
-from tide_daemon.bus.port import Bus
+from tide_daemon.bus.port import Bus, Lease
 from tide_daemon.bus.topology import MIB, TopologyLimits, build_topology
+from tide_daemon.errors import BusError
 from tide_daemon.policy.replay import replay
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles.controller import ControllerRole
@@ -30,6 +35,52 @@ from tide_daemon.wire.records import (
 )
 
 MODEL = "target"
+
+
+class FrozenBus:
+    """A connection of a process that is stopped (SIGSTOP) just before one of its writes, with that write under way.
+
+    Attributes:
+        freeze_at: the next publish on a subject that begins so freezes everything that is written here.
+        frozen: it has come to that.
+        fail_next: raised once by the next publish.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._thawed = asyncio.Event()
+        self.freeze_at = ""
+        self.frozen = asyncio.Event()
+        self.fail_next: Exception | None = None
+        self.fail_always = False
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
+    def kill(self) -> None:
+        """Nothing is written any more, what is under way included."""
+        self.fail_always = True
+        self._thawed.set()
+
+    async def publish(self, subject: str, data: bytes, **more: Any) -> int:
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        if self.freeze_at and subject.startswith(self.freeze_at):
+            self.frozen.set()
+        if self.frozen.is_set():
+            await self._thawed.wait()
+        if self.fail_always:
+            raise BusError("this process was killed")
+        return await self._bus.publish(subject, data, **more)
+
+    def lease(self, name: str, holder: str, ttl_s: int) -> Lease:
+        return CasLease(self, name, holder, ttl_s)  # type: ignore[arg-type]  # publishes here, so it freezes as well
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+
 TOPOLOGY = build_topology(
     TopologyLimits(hidden_max_bytes=MIB, draft_max_bytes=MIB, target_max_bytes=MIB, journal_max_bytes=4 * MIB)
 )
@@ -285,34 +336,181 @@ async def test_hostile_messages_are_refused() -> None:
 
 
 async def test_killed_between_journal_and_desired_state() -> None:
-    """The decision stands in the journal only; the next leader carries it out, once."""
+    """The decision stands in the journal only; the next leader carries it out as it stands there, whether or not the
+    node is heard of again, and once."""
     world = World()
-    role = world.role()
-    broken = asyncio.Event()
-
-    async def never(*_: object) -> None:
-        broken.set()
-        await asyncio.Event().wait()
-
-    role._write_desired = never  # type: ignore[method-assign,assignment]
+    frozen = FrozenBus(MemoryBus(world.broker))
+    role = world.role(bus=frozen)
     task = asyncio.create_task(role.run(asyncio.Event()))
     await leads(role)
+    frozen.freeze_at = f"tide.v1.control.{MODEL}."
     await world.server_reports()
-    await asyncio.wait_for(broken.wait(), 5.0)
+    await asyncio.wait_for(frozen.frozen.wait(), 5.0)
+    frozen.kill()
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
     assert await world.desired_server() is None
     async with world.running(world.role("second")) as second:
         await leads(second)
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+        carried_out = await world.desired_server()
+        assert carried_out is not None and carried_out.generation == 1
+        assert carried_out.fencing_token == second.snapshot()["fencing_token"]
+        (journalled,) = [
+            item
+            for entry in await world.journal()
+            for item in entry.instructions
+            if item["instruction"] == "set_server"
+        ]
+        assert (journalled["generation"], journalled["reason"]) == (1, carried_out.reason)
         await world.server_reports()
+        await asyncio.sleep(0.1)
+        assert await world.desired_server() == carried_out
+
+
+async def test_a_successor_that_dies_while_it_begins_leaves_the_rest_to_the_next() -> None:
+    """Its first entry stands, the predecessor's decision has not arrived yet: a third leader carries it out."""
+    world = World()
+    for name in ("first", "second"):
+        frozen = FrozenBus(MemoryBus(world.broker))
+        frozen.freeze_at = f"tide.v1.control.{MODEL}."
+        role = world.role(name, bus=frozen)
+        task = asyncio.create_task(role.run(asyncio.Event()))
+        if name == "first":
+            await leads(role)
+            await world.server_reports()
+        await asyncio.wait_for(frozen.frozen.wait(), 5.0)
+        frozen.kill()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert await world.desired_server() is None
+    async with world.running(world.role("third")) as third:
+        await leads(third)
 
         async def asked() -> bool:
             return await world.desired_server() is not None
 
         await until(asked)
         server = await world.desired_server()
-        assert server is not None and server.generation == 1
+        assert server is not None and (server.generation, server.fencing_token) == (
+            1,
+            third.snapshot()["fencing_token"],
+        )
+
+
+@pytest.mark.parametrize("late", ["journal", "control"])
+async def test_late_writes_of_a_frozen_leader_are_refused(late: str) -> None:
+    """Frozen with a write under way that comes out when its successor leads: the broker refuses it, the journal is of
+    one leader at a time, and the frozen one stands by again."""
+    world = World()
+    frozen = FrozenBus(MemoryBus(world.broker))
+    first = world.role("first", bus=frozen)
+    async with world.running(first):
+        await leads(first)
+        await world.server_reports()
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+        frozen.freeze_at = f"tide.v1.{late}.{MODEL}"
+        await world.publishes(1)  # a verdict, a canary: an entry and a desired state
+        await asyncio.wait_for(frozen.frozen.wait(), 5.0)
+        async with world.running(world.role("second")) as second:
+            await leads(second)
+            await world.server_reports()
+
+            async def canary() -> bool:
+                server = await world.desired_server()
+                return server is not None and server.draft_version == 1
+
+            await until(canary)
+            theirs = await world.desired_server()
+            frozen.thaw()
+
+            async def noticed() -> bool:
+                return not first.snapshot()["leading"]
+
+            await until(noticed)
+            await asyncio.sleep(0.1)
+            assert await world.desired_server() == theirs
+            assert theirs is not None and theirs.fencing_token == second.snapshot()["fencing_token"]
+    journal = await world.journal()
+    tokens = [entry.fencing_token for entry in journal]
+    assert tokens == sorted(tokens) and len(set(tokens)) == 2
+    judged = [each for entry in journal for each in entry.instructions if each["instruction"] == "judged"]
+    assert [each["version"] for each in judged] == [1]
+
+
+async def test_a_late_entry_before_the_successors_first_is_taken_in() -> None:
+    """The predecessor's last write lands between the successor's reading and its first entry: it begins again behind
+    it, and what that entry asked for is carried out."""
+    world = World()
+    frozen = FrozenBus(MemoryBus(world.broker))
+    first = world.role("first", bus=frozen)
+    held = FrozenBus(MemoryBus(world.broker))
+    second = world.role("second", bus=held)
+    async with world.running(first):
+        await leads(first)
+        await world.server_reports()
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        await until(asked)
+        frozen.freeze_at = f"tide.v1.journal.{MODEL}"
+        await world.publishes(1)
+        await asyncio.wait_for(frozen.frozen.wait(), 5.0)
+        held.freeze_at = f"tide.v1.journal.{MODEL}"
+        async with world.running(second):
+            await asyncio.wait_for(held.frozen.wait(), 5.0)  # it has read the journal's end
+            frozen.thaw()
+
+            async def landed() -> bool:
+                return any("version 1" in entry.reason for entry in await world.journal())
+
+            await until(landed)
+            held.thaw()
+            await leads(second)
+
+            async def canary() -> bool:
+                server = await world.desired_server()
+                return server is not None and server.draft_version == 1
+
+            await until(canary)
+    journal = await world.journal()
+    began = [entry for entry in journal if entry.event["event"] == "controller_started"]
+    assert len(began) == 2
+    fleet = began[1].event["fleet"]
+    assert isinstance(fleet, dict) and fleet["candidate_version"] == 1
+    judged = [each for entry in journal for each in entry.instructions if each["instruction"] == "judged"]
+    assert [each["version"] for each in judged] == [1]
+
+
+async def test_places_in_the_journal_are_never_used_twice() -> None:
+    """A reign that ends while the lease is kept (the broker was away) is followed by one that counts on."""
+    world = World()
+    bus = FrozenBus(MemoryBus(world.broker))
+    role = world.role(bus=bus)
+    async with world.running(role):
+        await leads(role)
+        await world.server_reports()
+        bus.fail_next = BusError("the stream is being moved")
+        await world.server_reports()
+
+        async def again() -> bool:
+            return sum(entry.event["event"] == "controller_started" for entry in await world.journal()) == 2
+
+        await until(again)
+    journal = await world.journal()
+    assert len({entry.fencing_token for entry in journal}) == 1
+    assert [entry.sequence for entry in journal] == list(range(1, len(journal) + 1))
 
 
 async def test_on_a_real_server(nats_server: NatsServer) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from schemas.examples import EXAMPLES
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
-from tide_daemon.bus.port import Bus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
 from tide_daemon.errors import ConfigError, WireError
 from tide_daemon.tools import peek
+from tide_daemon.tools.configured_bus import OpenedBus
 from tide_daemon.tools.message_view import describe, describe_json, summarise
 from tide_daemon.wire.envelope import encode
 from tide_daemon.wire.records import DraftPart, HiddenChunk
@@ -125,9 +125,9 @@ async def broker() -> MemoryBroker:
 
 async def peeked(broker: MemoryBroker, *words: str) -> tuple[int, str]:
     @asynccontextmanager
-    async def open_bus(_arguments: argparse.Namespace) -> AsyncIterator[Bus]:
+    async def open_bus(_arguments: argparse.Namespace) -> AsyncIterator[OpenedBus]:
         bus = MemoryBus(broker)
-        yield bus
+        yield OpenedBus(bus, MODEL)
         await bus.close()
 
     out = io.StringIO()

@@ -1,0 +1,68 @@
+"""One decision in plain words: what caused it, what was asked, and the numbers."""
+
+from tide_daemon.policy.events import (
+    CandidatePublished,
+    ControllerStarted,
+    Event,
+    ServerFound,
+    ServerReported,
+    Tick,
+    TrainerFound,
+    TrainerReported,
+)
+from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
+from tide_daemon.policy.why.history import Decided, is_copy
+from tide_daemon.policy.why.words import VERDICTS, clock, steps_words
+
+
+def why_decision(entry: Decided) -> list[str]:
+    """The decision's time and cause, then a line for each thing that was decided."""
+    lines = [f"{clock(entry.at)}, when {cause_words(entry.event)}:"]
+    judged = {item.reason for item in entry.instructions if isinstance(item, Judged)}
+    for instruction in entry.instructions:
+        if isinstance(instruction, FleetMoved) and (
+            is_copy(instruction) or any(reason in instruction.reason for reason in judged)
+        ):
+            continue
+        lines.append(f"  {_decided(instruction)}")
+        if instruction.numbers:
+            lines.append(f"    {', '.join(f'{key} {value:.6g}' for key, value in instruction.numbers.items())}")
+    return lines
+
+
+def cause_words(event: Event) -> str:
+    """The event as a clause."""
+    match event:
+        case ServerReported():
+            return f"server {event.node} reported (engine {event.engine}, version {event.running_version})"
+        case TrainerReported():
+            return f"trainer {event.trainer} reported ({event.state}, {event.new_tokens:,} new tokens)"
+        case CandidatePublished():
+            return f"version {event.version} was published by {event.trainer}"
+        case ControllerStarted():
+            return "a controller began to lead"
+        case ServerFound():
+            return f"the leader read what server {event.node} had been asked for"
+        case TrainerFound():
+            return f"the leader read what trainer {event.trainer} had been asked for"
+        case Tick():
+            return "time went by"
+
+
+def _decided(instruction: Instruction) -> str:
+    match instruction:
+        case SetServer():
+            draft = f"version {instruction.draft_version}" if instruction.draft_version else "no draft"
+            what = f"{instruction.node} is asked for {draft} and {steps_words(instruction.steps_table)}, because:"
+        case SetTrainer():
+            what = (
+                f"{instruction.trainer} is asked for round {instruction.round} against version "
+                f"{instruction.serving_version}, because:"
+            )
+        case Judged():
+            what = f"version {instruction.version} was {VERDICTS[instruction.verdict]}:"
+        case FleetMoved():
+            fleet = instruction.fleet
+            where = f" on {fleet.canary}" if fleet.canary else ""
+            what = f"the fleet serves version {fleet.serving_version}, stage {fleet.stage}{where}:"
+    return f"{what} {instruction.reason}."

@@ -1,0 +1,64 @@
+"""The broker of --url or of the configuration, for tools that read it. Streams are neither made nor changed."""
+
+import argparse
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tide_daemon.bus.port import Bus
+from tide_daemon.config.load import Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBus:
+    """A connection and the model whose subjects are meant."""
+
+    bus: Bus
+    model: str
+
+
+OpenBus = Callable[[argparse.Namespace], AbstractAsyncContextManager[OpenedBus]]
+
+
+def add_bus_arguments(parser: argparse.ArgumentParser, *, ask_model: bool = True) -> None:
+    """Where the broker is, and which model is meant."""
+    parser.add_argument("--url", help="address of the broker; instead of the configuration's")
+    if ask_model:
+        parser.add_argument("--model", help="short name of the target in subjects; instead of the configuration's")
+    else:
+        parser.set_defaults(model=None)
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file; also by $TIDE_CONFIG")
+
+
+@asynccontextmanager
+async def open_configured_bus(arguments: argparse.Namespace) -> AsyncIterator[OpenedBus]:
+    """Connect as the arguments of add_bus_arguments say, and close.
+
+    Raises:
+        ConfigError: the configuration is unusable.
+        BusError: the broker cannot be reached.
+    """
+    from tide_daemon.broker import connect_settings
+    from tide_daemon.bus.jetstream import JetStreamBus
+    from tide_daemon.bus.topology import TopologyLimits, build_topology
+
+    settings = _load(arguments).config
+    # The limits do not matter to a reader; only which stream holds a subject does.
+    bus = await JetStreamBus.connect(connect_settings(settings, settings.bus.url), build_topology(TopologyLimits()))
+    try:
+        yield OpenedBus(bus, settings.node.model)
+    finally:
+        await bus.close()
+
+
+def _load(arguments: argparse.Namespace) -> Resolved:
+    from tide_daemon import config
+
+    path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
+    overrides = [f"bus.url={arguments.url}"] if arguments.url else []
+    if arguments.model:
+        overrides.append(f"node.model={arguments.model}")
+    # A controller needs fewer settings than any other role, and a reader none of them.
+    return config.load(("controller",), path, os.environ, overrides)
