@@ -12,6 +12,7 @@ rounds.py        when to train
 gate.py          candidate against serving draft
 rollout.py       canary, rest, watch, roll back
 node.py          what is known of one server node
+roster.py        which nodes are there
 speculation.py   its steps table: choices and probes
 controller.py    the one place where state changes
 snapshot.py      that state for people, and its invariants

@@ -3,10 +3,11 @@
 How many steps follow from it is in speculation.py; which draft the node shall run is in rollout.py.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
-from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial, token_accept_prob
+from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial
 from tide_daemon.policy.events import NO_DRAFT, ServerReported, StepCount
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speedup import CostModel
@@ -25,6 +26,14 @@ class Baseline:
     num_steps: int
     evidence: float
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineScore:
+    """Held-out accept length of a draft, and the accept probability of eq. 2 that gives it."""
+
+    accept_length: float
+    accept_prob: float
 
 
 class NodeState:
@@ -87,10 +96,11 @@ class NodeState:
                 self.live_at = event.at
         return tuple(counted)
 
-    def score_offline(self, accept_length: float, num_steps: int) -> None:
-        """Take the held-out accept length of the running draft as the guess where live evidence is missing."""
-        self.offline_accept_length = accept_length
-        self.acceptance.set_prior(token_accept_prob(accept_length, max(1, num_steps)))
+    def score_offline(self, score: OfflineScore | None) -> None:
+        """Take the held-out score of the running draft, if any, as the guess where live evidence is missing."""
+        if score is not None:
+            self.offline_accept_length = score.accept_length
+            self.acceptance.set_prior(score.accept_prob)
 
     @property
     def can_speculate(self) -> bool:
@@ -127,15 +137,8 @@ class NodeState:
         Args:
             offline: by the held-out score alone, without what was seen live.
         """
-        result = {}
         survival = self.acceptance.prior_survival() if offline else self.acceptance.survival(self.settings.max_steps)
-        accept_length = 1.0
-        for num_steps, alive in enumerate(survival, start=1):
-            accept_length += alive
-            ratio = self.cost.ratio(edge, num_steps, accept_length)
-            if ratio is not None:
-                result[num_steps] = ratio
-        return result
+        return self.cost.ratios(edge, [1.0 + reached for reached in itertools.accumulate(survival)])
 
     def _new_acceptance(self) -> tuple[AcceptanceMonitor, Trial]:
         s = self.settings

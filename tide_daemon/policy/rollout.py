@@ -136,8 +136,20 @@ def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
     return fleet.serving_version, fleet.serving_digest
 
 
+def is_outstanding(fleet: FleetState, node: NodeState) -> bool:
+    """Whether the stage "rest" waits for this node, given that it is there."""
+    runs = (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)
+    return node.engine != "capture_off" and not runs
+
+
 def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> Move | None:
-    """The next state of a rollout, None to wait."""
+    """The next state of a rollout, None to wait.
+
+    Args:
+        nodes: in "canary" all of them, or the canary alone once it is lost; in "rest" those that may have failed and
+            one that is outstanding, all of them once none is or the deadline is over; in "watch" those that may have
+            failed. Any larger set gives the same answer.
+    """
     check = _CHECKS.get(fleet.stage)
     if check is None:
         return None

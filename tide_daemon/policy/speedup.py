@@ -23,6 +23,7 @@ change there moves the factor; a cell not seen for minutes takes the change itse
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tide_daemon.policy.events import StepCount
@@ -101,12 +102,15 @@ class CostModel:
             return None
         return target + num_steps * self.draft_s(batch_size)
 
-    def ratio(self, batch_size: int, num_steps: int, accept_length: float) -> float | None:
-        """Predicted tokens/s over plain at this batch size; None while nothing is known."""
-        plain, step = self.step_s(batch_size, 0), self.step_s(batch_size, num_steps)
-        if plain is None or step is None:
-            return None
-        return speedup(accept_length, 0.0, num_steps, step / plain)
+    def ratios(self, batch_size: int, accept_lengths: Sequence[float]) -> dict[int, float]:
+        """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
+        plain = self.step_s(batch_size, 0)
+        result: dict[int, float] = {}
+        for num_steps, accept_length in enumerate(accept_lengths, start=1):
+            step = self.step_s(batch_size, num_steps)
+            if plain is not None and step is not None:
+                result[num_steps] = speedup(accept_length, 0.0, num_steps, step / plain)
+        return result
 
     def target_s(self, num_tokens: int) -> float | None:
         """T(n): the target's seconds for n tokens in parallel, interpolated; None while no cell is known."""

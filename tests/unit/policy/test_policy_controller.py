@@ -1,6 +1,7 @@
 """The controller as a whole: what is asked of whom, after which event."""
 
 import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -248,6 +249,61 @@ def test_collection_goes_on_and_off_with_the_gate() -> None:
     fleet.run(30)
     assert fleet.nodes[0].desired.sample_rate == 1.0
     assert "shift" in fleet.controller.collection.reason
+
+
+def calls_for_one_report(num_nodes: int) -> int:
+    """Python calls that one more report of one node takes in a fleet that has settled."""
+    controller = started(FleetState(serving_version=1, serving_digest=digest_of(1)))
+    for sequence in range(3):
+        for index in range(num_nodes):
+            controller.handle(report(f"node-{index:04d}", 1001.0 + sequence, version=1, sequence=sequence))
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        controller.handle(report("node-0000", 1004.0, version=1, sequence=4))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_report_costs_what_its_node_costs() -> None:
+    """The same work for the same report, whether 2 nodes are there or 200."""
+    assert calls_for_one_report(2) == calls_for_one_report(200)
+
+
+def test_a_lost_canary_is_noticed_by_whatever_comes_next() -> None:
+    """Silent for longer than the deadline: the next event of anybody ends the canary."""
+    canary = FleetState(
+        stage="canary", candidate_version=1, candidate_digest=digest_of(1), canary="a", since=1000.0, judged=(1,)
+    )
+    controller = started(canary)
+    controller.handle(report("a", 1001.0))
+    controller.handle(report("b", 1001.0))
+    controller.handle(report("b", 1100.0))
+    assert controller.fleet.stage == "canary"
+    controller.handle(report("b", 1001.0 + SETTINGS.rollout_deadline_s))
+    assert controller.fleet.refused == (1,)
+
+
+def test_the_rest_is_over_when_the_last_node_is_there_or_gone() -> None:
+    """Three nodes: one reports the draft, then another, and the third falls silent."""
+    rest = FleetState(serving_version=1, serving_digest=digest_of(1), stage="rest", since=1000.0, judged=(1,))
+    controller = started(rest)
+    for name in ("a", "b", "c"):
+        controller.handle(report(name, 1001.0, version=0 if name != "a" else 1))
+    # The first to report was alone and had the draft, so look at the stage with all of them there.
+    controller.fleet = rest
+    controller.handle(report("b", 1010.0, version=1))
+    assert controller.fleet.stage == "rest"
+    controller.handle(report("a", 1011.0, version=1))
+    assert controller.fleet.stage == "rest"
+    controller.handle(Tick(1001.0 + SETTINGS.lost_after_s + 1.0))
+    assert controller.fleet.stage == "watch"
 
 
 def test_time_never_goes_back() -> None:
