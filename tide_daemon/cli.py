@@ -27,6 +27,7 @@ from tide_daemon.exit_codes import MEANINGS, ExitCode
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
+    "simulate": ("tide_daemon.tools.simulate", "try the policy on a modelled fleet, from a scenario file"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),
 }
 """Name -> (module with `add_arguments(parser)` and `run(arguments) -> int`, one line of help)."""
