@@ -74,6 +74,7 @@ class CostModel:
         self._factor_variance = 0.0
         self._factor_at = 0.0
         self._curve: list[tuple[float, float]] | None = None
+        self._draft_s: dict[int, float] = {}
 
     def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
         """Take in the timings of one report; steps without a usable time are left out."""
@@ -86,6 +87,7 @@ class CostModel:
             for key in oldest[: len(self._cells) - _MAX_CELLS]:
                 del self._cells[key]
         self._curve = None
+        self._draft_s.clear()
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
         """When this cell was last seen, None if never."""
@@ -131,7 +133,13 @@ class CostModel:
         return (left_s + (right_s - left_s) * (num_tokens - left_n) / (right_n - left_n)) * scale
 
     def draft_s(self, batch_size: int) -> float:
-        """D0 at this batch size: seconds of one draft step."""
+        """D0 at this batch size: seconds of one draft step; looked up once per observation."""
+        known = self._draft_s.get(batch_size)
+        if known is None:
+            known = self._draft_s[batch_size] = self._find_draft_s(batch_size)
+        return known
+
+    def _find_draft_s(self, batch_size: int) -> float:
         spec = [key for key in self._cells if key[1] > 0]
         if not spec:
             return self._prior_draft_cost * (self.target_s(1) or 0.0)
