@@ -43,6 +43,9 @@ class PolicySettings:
         shift_epsilon: fall of the short below the long average that counts as a shift (accept probability).
         shift_initial: measurements that initialise the averages (N_init).
         shift_min_proposals: chains of one measurement.
+        drift_initial: measurements of a draft whose mean is the level that it has to hold.
+        drift_slack: fall below that level that is not added up, accept probability a measurement.
+        drift_limit: sum of what is above the slack that counts as a drift.
         headroom_gain: a promoted draft that gained at least this much accept length leaves collection on.
         sample_rate: share of requests captured while collection is on.
         idle_sample_rate: the same while it is off, for shadow scores; 0 captures nothing.
@@ -100,6 +103,9 @@ class PolicySettings:
     shift_epsilon: float = 0.05
     shift_initial: int = 10
     shift_min_proposals: int = 20
+    drift_initial: int = 100
+    drift_slack: float = 0.02
+    drift_limit: float = 1.5
     headroom_gain: float = 0.02
     sample_rate: float = 1.0
     idle_sample_rate: float = 0.05
@@ -194,6 +200,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "shift_epsilon": (0.0, 5.0),
     "shift_initial": _COUNT,
     "shift_min_proposals": _COUNT,
+    "drift_initial": _COUNT,
+    "drift_slack": _SHARE,
+    "drift_limit": (0.0, 1e6),
     "headroom_gain": (0.0, 10.0),
     "sample_rate": _SHARE,
     "idle_sample_rate": _SHARE,
