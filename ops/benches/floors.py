@@ -92,4 +92,28 @@ BENCHES: dict[str, Bench] = {
         "growth of the worst process over 10 minutes under load; resident memory of the controller",
         {"growth_mb_per_hour": _at_most(30), "controller_mb": _at_most(120)},
     ),
+    "regret": Bench(
+        "regret",
+        "simulated: tokens against the best fixed policy of each phase in hindsight; against the first draft",
+        {
+            "regret_min": _at_least(0.97),
+            "over_static_abrupt": _at_least(1.10),
+            "over_static_language": _at_least(1.10),
+        },
+    ),
+    "never-worse": Bench(
+        "never_worse",
+        "simulated: the worst 10 minutes of any server in any scenario against plain decoding",
+        {"worst_window": _at_least(0.97)},
+    ),
+    "boundary": Bench(
+        "boundary",
+        "simulated: changes of steps with load on the break-even point; loss against the better side",
+        {"changes_per_minute": _at_most(1), "loss": _at_most(0.03)},
+    ),
+    "simulate": Bench(
+        "simulate",
+        "wall time of 1,000 servers and 50 trainers over 24 simulated hours, one core",
+        {"wall_s": _at_most(300)},
+    ),
 }

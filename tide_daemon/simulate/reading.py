@@ -76,7 +76,7 @@ def read(name: str, values: Mapping[str, Any]) -> Scenario:
     trainers = tuple(_group(table, Trainers, "trainers") for table in top.listed("trainers", may_lack=True))
     phases = tuple(_phase(table) for table in top.listed("phase"))
     failures = tuple(_failure(table) for table in top.listed("failure", may_lack=True))
-    poison = tuple(table.record(Poison, "poison") for table in top.listed("poison", may_lack=True))
+    poison = tuple(_poison(table) for table in top.listed("poison", may_lack=True))
     learning = top.table("learning").record(Learning, "learning")
     network = top.table("network").record(Network, "network")
     policy = _policy(top)
@@ -155,6 +155,12 @@ def _failure(table: Table) -> Failure:
     return Failure(kind, 3600.0 * values.get("at_hours", 0.0), values.get("seconds", 1.0), values.get("share", 1.0))
 
 
+def _poison(table: Table) -> Poison:
+    numbers = {key: table.number(key, bounds) for key, bounds in FIELDS["poison"].items()}
+    table.refuse_others()
+    return Poison(3600.0 * numbers["after_hours"], numbers["live_share"])
+
+
 def _policy(top: Table) -> PolicySettings:
     table = top.table("policy")
     try:
@@ -199,4 +205,6 @@ def _contradictions(scenario: Scenario) -> list[str]:
     for failure in scenario.failures:
         if failure.at_s + failure.seconds > scenario.seconds:
             problems.append(f"{failure.kind} at {failure.at_s / 3600:g} h is not over when the scenario ends")
+    if list(scenario.poison) != sorted(scenario.poison, key=lambda poison: poison.after_s):
+        problems.append("[[poison]] must be in the order of after_hours")
     return problems

@@ -142,11 +142,11 @@ class Poison:
     """One candidate is good offline and bad live.
 
     Attributes:
-        candidate: counted from 1 in order of publication.
+        after_s: it is the first one that is published at or after this second.
         live_share: its live accept probability over what it should be.
     """
 
-    candidate: int
+    after_s: float
     live_share: float
 
 

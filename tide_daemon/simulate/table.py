@@ -30,7 +30,7 @@ FIELDS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "network": {"delay_s": (0.0, 600.0), "loss": (0.0, 0.99)},
     "failure": {"at_hours": _ANY, "seconds": _POSITIVE, "share": _SHARE},
-    "poison": {"candidate": (1, 1 << 30), "live_share": _SHARE},
+    "poison": {"after_hours": _ANY, "live_share": _SHARE},
     "phase": {
         "hours": _POSITIVE,
         "wave_s": _ANY,
@@ -51,7 +51,7 @@ FIELDS: dict[str, dict[str, tuple[float, float]]] = {
     },
 }
 _WHOLE = {
-    "count", "max_running", "response_tokens", "heldout_requests", "candidate", "seed", "repeat", "heldout_steps",
+    "count", "max_running", "response_tokens", "heldout_requests", "seed", "repeat", "heldout_steps",
 }  # fmt: skip
 """Numbers that each table may hold, and their bounds, ends included."""
 

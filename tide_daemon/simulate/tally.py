@@ -57,6 +57,7 @@ class Counts:
     steps_changes: int = 0
     rounds: int = 0
     candidates: int = 0
+    poisoned: int = 0
     promoted: int = 0
     refused: int = 0
     rolled_back: int = 0

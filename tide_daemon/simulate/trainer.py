@@ -88,9 +88,10 @@ class ModelledTrainer:
         tokens, self._training, self._done_at = self._training, None, math.inf
         self._tally.counts.candidates += 1
         live_share = 1.0
-        for poison in self._scenario.poison:
-            if poison.candidate == self._tally.counts.candidates:
-                live_share = poison.live_share
+        poison = self._scenario.poison[self._tally.counts.poisoned :]
+        if poison and at >= poison[0].after_s:
+            self._tally.counts.poisoned += 1
+            live_share = poison[0].live_share
         draft = self._drafts.add(self._drafts.learn(self._begins_with(), tokens), live_share)
         self._line = (draft.version, self._serving)
         scores = score_requests(
