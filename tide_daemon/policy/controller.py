@@ -221,6 +221,9 @@ class Controller:
         if before.serving_version != self.fleet.serving_version:
             self.collection = collection.draft_changed(self.collection)
         stage = f"{before.stage} of version {before.candidate_version or before.serving_version}"
+        if before.stage == self.fleet.stage:
+            self._moved = (f"{stage}: {move.reason}", move.numbers)
+            return
         failed = self.fleet.refused != before.refused
         self._moved = (f"{stage} {'failed, rolled back' if failed else 'passed'}: {move.reason}", move.numbers)
         self._roster.outstanding.clear()

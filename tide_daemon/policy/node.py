@@ -43,6 +43,7 @@ class NodeState:
         running_since: when it first reported what it runs; running_since_busy_s the same by its busy clock.
         busy_s: seconds of all steps so far: the clock of probing.
         live_at: when the running draft was last seen at work.
+        down_since: when its engine was first reported down, -inf if it was so from the start; None while it is not.
         num_implausible: counters left out because they cannot be true.
     """
 
@@ -51,6 +52,7 @@ class NodeState:
         self.settings = settings
         self.heard_at = -math.inf
         self.engine = "starting"
+        self.down_since: float | None = None
         self.running_version = NO_DRAFT
         self.running_digest = ""
         self.running_since = -math.inf
@@ -69,6 +71,10 @@ class NodeState:
 
     def report(self, event: ServerReported) -> tuple[tuple[int, StepCount], ...]:
         """Take in one report; returns its plausible counters, each with its batch edge."""
+        if event.engine != "down":
+            self.down_since = None
+        elif self.down_since is None:
+            self.down_since = -math.inf if self.heard_at == -math.inf else event.at
         self.heard_at, self.engine, self.applied_generation = event.at, event.engine, event.applied_generation
         another = (event.running_version, event.running_digest) != (self.running_version, self.running_digest)
         if another:

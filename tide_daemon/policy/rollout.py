@@ -11,6 +11,12 @@
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
 state is level-triggered, nothing is replayed to it. Pure: a function of FleetState and node views.
 
+An engine that goes down. On the canary it is the draft's fault: it is new, and nothing speaks for it. After
+that it may be: a draft that passed its canary on live figures (proven) is not condemned by one engine that
+goes down once, because engines go down for other reasons too. It is rolled back when one goes down again, or
+when more than watch_max_downs of them did, while it is rolled out or watched. A draft that is not proven is
+rolled back at once. An engine that was down before is nobody's fault; whoever is not up is not waited for.
+
 A canary among several passes only on live figures. A single one may pass without them (traffic is
 gone, or speculation is off because it does not pay): there is no second node to protect, and the
 next round can start from the better draft.
@@ -37,6 +43,7 @@ class NodeView:
 
     Attributes:
         alive: heard of lately.
+        down_since: when its engine went down, None while it is not; -inf if it was so when first heard of.
         running_since: when it first reported what it runs.
         settled: nothing is under way on it that would bring live evidence soon.
         busy: it had traffic lately.
@@ -59,6 +66,7 @@ class NodeView:
     live: float
     live_error: float
     baseline: float | None
+    down_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,7 @@ def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
         live=node.trial.accept_length(num_steps),
         live_error=node.trial.standard_error(num_steps),
         baseline=known.accept_length if known is not None and comparable else None,
+        down_since=node.down_since,
     )
 
 
@@ -115,6 +124,8 @@ def begin(
         offline_accept_length=accept_length,
         offline_num_steps=candidate.num_steps,
         last_gain=gain,
+        proven=False,
+        downs=(),
     )
 
 
@@ -139,7 +150,7 @@ def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
 def is_outstanding(fleet: FleetState, node: NodeState) -> bool:
     """Whether the stage "rest" waits for this node, given that it is there."""
     runs = (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)
-    return node.engine != "capture_off" and not runs
+    return node.engine == "ready" and not runs
 
 
 def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> Move | None:
@@ -155,8 +166,11 @@ def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: P
         return None
     outcome, reason, numbers = check(fleet, nodes, at, settings)
     if outcome == _WAIT:
-        return None
-    return Move(_TRANSITIONS[fleet.stage, outcome](fleet, at), reason, numbers)
+        return _note_downs(fleet, nodes)
+    moved = _TRANSITIONS[fleet.stage, outcome](fleet, at)
+    if fleet.stage == CANARY:
+        moved = replace(moved, proven=outcome == _PASS and numbers["num_seen"] >= settings.watch_min_steps)
+    return Move(moved, reason, numbers)
 
 
 _Outcome = tuple[str, str, dict[str, float]]
@@ -193,11 +207,11 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, setti
 
 def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
     waiting = False
+    if (failed := _went_down(fleet, nodes, settings)) is not None:
+        return failed
     for view in nodes:
-        if not view.alive or view.engine == "capture_off":
+        if not view.alive or view.engine != "ready":
             continue
-        if view.engine == "down":
-            return _FAIL, f"the engine of {view.name} went down", {}
         if not _runs(view, fleet.serving_version, fleet.serving_digest):
             late = _late(view, fleet, at, settings)
             if late[0] == _FAIL:
@@ -212,11 +226,11 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, setting
 
 
 def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+    if (failed := _went_down(fleet, nodes, settings)) is not None:
+        return failed
     for view in nodes:
         if not view.alive:
             continue
-        if view.engine == "down":
-            return _FAIL, f"the engine of {view.name} went down under version {fleet.serving_version}", {}
         if _runs(view, fleet.serving_version, fleet.serving_digest):
             failed = _dropped(view, settings)
             if failed is not None:
@@ -281,6 +295,47 @@ _TRANSITIONS = {
     (WATCH, _PASS): _to_steady,
     (WATCH, _FAIL): _roll_back,
 }
+
+
+def _new_downs(fleet: FleetState, nodes: Sequence[NodeView]) -> list[NodeView]:
+    """Nodes whose engine went down in this stage and that are not noted yet, or not for this outage."""
+    return [
+        view
+        for view in nodes
+        if view.alive
+        and view.down_since is not None
+        and view.down_since >= fleet.since
+        and (view.name, view.down_since) not in fleet.downs
+    ]
+
+
+def _went_down(fleet: FleetState, nodes: Sequence[NodeView], settings: PolicySettings) -> _Outcome | None:
+    """A failure if engines went down in a way that speaks against the draft; see the module docstring."""
+    new = _new_downs(fleet, nodes)
+    if not new:
+        return None
+    before = {name for name, _ in fleet.downs}
+    first, version = new[0].name, fleet.serving_version
+    numbers = {"num_downs": float(len(fleet.downs) + len(new))}
+    if not fleet.proven:
+        return _FAIL, f"the engine of {first} went down under version {version}, which is not proven", numbers
+    again = [view.name for view in new if view.name in before]
+    if again:
+        return _FAIL, f"the engine of {again[0]} went down again under version {version}", numbers
+    if len(before) + len(new) > settings.watch_max_downs:
+        return _FAIL, f"{len(before) + len(new)} engines went down under version {version}", numbers
+    return None
+
+
+def _note_downs(fleet: FleetState, nodes: Sequence[NodeView]) -> Move | None:
+    """The same stage with the engines that went down noted; None when there is nothing to note."""
+    new = _new_downs(fleet, nodes) if fleet.stage in (REST, WATCH) else []
+    if not new:
+        return None
+    downs = tuple((view.name, view.down_since) for view in new if view.down_since is not None)
+    names = ", ".join(view.name for view in new)
+    reason = f"the engine of {names} went down under version {fleet.serving_version}: once is no reason to roll back"
+    return Move(replace(fleet, downs=(*fleet.downs, *downs)), reason, {"num_downs": float(len(fleet.downs) + len(new))})
 
 
 def _runs(view: NodeView, version: int, digest: str) -> bool:

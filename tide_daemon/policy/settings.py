@@ -61,6 +61,7 @@ class PolicySettings:
 
         watch_min_steps: chains under the new draft that a live comparison needs.
         watch_max_drop: live drop, as a share of the old draft's accept length, that rolls back.
+        watch_max_downs: engines that may go down, once each, while a proven draft is rolled out and watched.
         watch_s: seconds that a rolled-out draft is watched.
         settle_s: seconds a confirmed canary runs before it may pass without live evidence (one node only).
         rollout_deadline_s: a node that does not report the new draft within this counts as failed.
@@ -122,6 +123,7 @@ class PolicySettings:
 
     watch_min_steps: int = 200
     watch_max_drop: float = 0.1
+    watch_max_downs: int = 2
     watch_s: float = 30.0
     settle_s: float = 5.0
     rollout_deadline_s: float = 120.0
@@ -216,6 +218,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gate_confidence": (0.5, 0.9999),
     "watch_min_steps": _COUNT,
     "watch_max_drop": _SHARE,
+    "watch_max_downs": (0, 1 << 20),
     "watch_s": _SECONDS,
     "settle_s": _SECONDS,
     "rollout_deadline_s": _SECONDS,
