@@ -14,6 +14,7 @@ rollout.py       canary, rest, watch, roll back
 node.py          what is known of one server node
 roster.py        which nodes are there
 speculation.py   its steps table: choices and probes
+alone.py         a node's own steps while the controller is away
 controller.py    the one place where state changes
 snapshot.py      that state for people, and its invariants
 replay.py        a journal through the same code

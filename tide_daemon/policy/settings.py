@@ -67,6 +67,7 @@ class PolicySettings:
         rollout_deadline_s: a node that does not report the new draft within this counts as failed.
         canary_busy_s: busy seconds in which a canary must have shown live evidence (several nodes).
 
+        alone_after_s: a server node that has been out of the controller's reach for so long looks after its own steps.
         lost_after_s: a node or trainer not heard of for so long is left out.
         keep_state_s: seconds between two copies of FleetState in the journal.
     """
@@ -129,6 +130,7 @@ class PolicySettings:
     rollout_deadline_s: float = 120.0
     canary_busy_s: float = 60.0
 
+    alone_after_s: float = 15.0
     lost_after_s: float = 15.0
     keep_state_s: float = 60.0
 
@@ -223,6 +225,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "settle_s": _SECONDS,
     "rollout_deadline_s": _SECONDS,
     "canary_busy_s": _SECONDS,
+    "alone_after_s": _SECONDS,
     "lost_after_s": (0.1, 86_400.0),
     "keep_state_s": _SECONDS,
 }

@@ -58,6 +58,7 @@ def _trainer(config: Config, bus: Bus) -> Role:
 
 
 def _server(config: Config, bus: Bus) -> Role:
+    from tide_daemon.policy.settings import PolicySettings
     from tide_daemon.roles.draft_fetch import DraftFetcher
     from tide_daemon.roles.server import ServerRole, ServerSettings
 
@@ -72,7 +73,8 @@ def _server(config: Config, bus: Bus) -> Role:
         publish_bytes=config.capture.publish_bytes_in_flight,
         max_sample_rate=config.capture.sample_rate,
     )
-    return ServerRole(bus, engine, fetcher.fetch, settings)
+    policy = carry_over(PolicySettings, config.controller, config.draft)
+    return ServerRole(bus, engine, fetcher.fetch, settings, policy)
 
 
 def _sglang_engine(config: Config) -> "Engine":

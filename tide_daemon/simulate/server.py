@@ -10,6 +10,7 @@ does, so that policies meet the same traffic.
 import math
 import random
 
+from tide_daemon.policy.alone import Alone
 from tide_daemon.policy.events import NO_DRAFT, ServerReported, StepCount, StepsTable
 from tide_daemon.policy.instructions import SetServer
 from tide_daemon.simulate.costs import CostCurve
@@ -62,6 +63,11 @@ class ModelledServer:
         self._load = random.Random(f"{scenario.seed}/{name}/load")
         self._draws = random.Random(f"{scenario.seed}/{name}/draws")
         self._table: StepsTable = ()
+        self._in_force: StepsTable = ()
+        self._reached_at = 0.0
+        # Its counting costs as much as a node costs the controller, so it is there only where it may be needed.
+        may_be_alone = counts and any(failure.kind == "cut_off" for failure in scenario.failures)
+        self._alone = Alone(name, scenario.policy) if may_be_alone else None
         self._sample_rate = 0.0
         self._swap_at = math.inf
         self._generation = 0
@@ -128,6 +134,7 @@ class ModelledServer:
         if desired.draft_version in (NO_DRAFT, self.version):
             # Plain decoding needs no draft to be taken out: its steps table is empty.
             self._table, self._swap_at = desired.steps_table, math.inf
+            self._choose_table(at)
             return None
         self._swap_at = at + self._scenario.swap_s
         return self._swap_at
@@ -140,11 +147,13 @@ class ModelledServer:
         self._at = at + self._scenario.stall_s
         self.version, self._table = self.desired.draft_version, self.desired.steps_table
         self._swap_at = math.inf
+        self._choose_table(at)
 
     def go_down(self, at: float) -> None:
         """The engine ends; with it the draft that was in it."""
         self.advance(at)
         self.engine, self.version, self._table, self._swap_at = "down", NO_DRAFT, (), math.inf
+        self._choose_table(at)
 
     def come_up(self, at: float) -> float | None:
         """A new engine; as `receive`: the draft that is desired is fetched again."""
@@ -168,14 +177,26 @@ class ModelledServer:
         self._sequence += 1
         interval_s, self._reported_at = at - self._reported_at, at
         digest = f"{self.version:064x}" if self.version else ""
-        return ServerReported(
+        report = ServerReported(
             at, self.name, self._sequence, self.engine, self.version, digest, self._generation, interval_s, steps
         )
+        if self._alone is not None:
+            self._alone.observe(report)
+            self._choose_table(at)
+        return report
+
+    def _choose_table(self, at: float) -> None:
+        """What is desired, or what the node makes of it while nobody is in reach; see policy/alone.py."""
+        self._in_force = self._table
+        if self.reachable:
+            self._reached_at = at
+        elif self._alone is not None:
+            self._in_force = self._alone.table(at, self._table, at - self._reached_at)
 
     def _steps(self, batch: int) -> int:
         if self.version == NO_DRAFT:
             return 0
-        for largest, num_steps in self._table:
+        for largest, num_steps in self._in_force:
             if batch <= largest:
                 return num_steps
         return 0
