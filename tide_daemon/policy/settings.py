@@ -57,6 +57,7 @@ class PolicySettings:
 
         gate_min_requests, gate_min_positions: held-out requests and chain starts that a verdict needs.
         gate_min_gain: least lower confidence bound of the gain in accept length.
+        gate_max_loss: share of its accept length that a workload with enough data may lose to a candidate.
         gate_confidence: one-sided confidence of the bound.
 
         watch_min_steps: chains under the new draft that a live comparison needs.
@@ -120,6 +121,7 @@ class PolicySettings:
     gate_min_requests: int = 8
     gate_min_positions: int = 300
     gate_min_gain: float = 0.0
+    gate_max_loss: float = 0.05
     gate_confidence: float = 0.9
 
     watch_min_steps: int = 200
@@ -217,6 +219,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gate_min_requests": (2, 1 << 20),
     "gate_min_positions": _COUNT,
     "gate_min_gain": (-1.0, 5.0),
+    "gate_max_loss": _SHARE,
     "gate_confidence": (0.5, 0.9999),
     "watch_min_steps": _COUNT,
     "watch_max_drop": _SHARE,
