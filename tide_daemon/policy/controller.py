@@ -1,7 +1,7 @@
 """The controller of one model's fleet: events in, instructions out. The one place where state changes.
 
 Who decides what: gate.py and rollout.py (which draft), speculation.py (how many steps), collection.py,
-rounds.py. This file keeps the state, asks them in a fixed order, and turns what they say into
+trainers.py (rounds). This file keeps the state, asks them in a fixed order, and turns what they say into
 instructions when it differs from what was last asked for.
 
 Work. A node's report costs what that node costs, however large the fleet is: its own table is planned
@@ -18,7 +18,7 @@ from typing import Any
 
 from tide_daemon.policy import collection, gate, rollout, snapshot
 from tide_daemon.policy.acceptance import token_accept_prob
-from tide_daemon.policy.asked import Asked, TrainerState
+from tide_daemon.policy.asked import Asked
 from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import (
     NO_DRAFT,
@@ -34,12 +34,12 @@ from tide_daemon.policy.events import (
     TrainerReported,
     event_cause,
 )
-from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
+from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer
 from tide_daemon.policy.node import NodeState, OfflineScore
 from tide_daemon.policy.roster import Roster
-from tide_daemon.policy.rounds import RoundWanted, next_round
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speculation import Speculation
+from tide_daemon.policy.trainers import Trainers
 
 _MAX_PENDING = 16
 _KEPT_SCORES = 64
@@ -62,7 +62,7 @@ class Controller:
         self.nodes: dict[str, NodeState] = {}
         self.speculation: dict[str, Speculation] = {}
         self.asked: dict[str, Asked] = {}
-        self.trainers: dict[str, TrainerState] = {}
+        self.trainers = Trainers(settings)
         self.pending: list[CandidatePublished] = []
         self._roster = Roster()
         self._offline: dict[int, OfflineScore] = {}
@@ -95,7 +95,7 @@ class Controller:
             case ServerFound():
                 self._server_found(event)
             case TrainerFound():
-                self.trainers.setdefault(event.trainer, TrainerState.from_found(event))
+                self.trainers.found(event)
             case Tick():
                 pass
             case _:
@@ -119,11 +119,6 @@ class Controller:
     def is_alive(self, node: str) -> bool:
         """Whether a server node was heard of lately."""
         return self.now - self.nodes[node].heard_at <= self.settings.lost_after_s
-
-    def is_trainer_alive(self, trainer: str) -> bool:
-        """Whether a trainer was heard of lately."""
-        report = self.trainers[trainer].report
-        return report is not None and self.now - report.at <= self.settings.lost_after_s
 
     # What events change
 
@@ -155,7 +150,7 @@ class Controller:
             self.collection = collection.measure(self.collection, accept_prob, self.settings)
 
     def _trainer_reported(self, event: TrainerReported) -> None:
-        self.trainers.setdefault(event.trainer, TrainerState()).take(event, self.now)
+        self.trainers.take(event, self.now)
         positions = sum(score.num_positions for score in event.shadow)
         if positions >= self.settings.gate_min_positions and event.serving_version != NO_DRAFT:
             accept_length = math.fsum(score.num_tokens for score in event.shadow) / positions
@@ -254,35 +249,13 @@ class Controller:
         if not of_trainers and decided_by == self._trained_for:
             return []
         self._trained_for = decided_by
-        wanted = self._next_round()
-        instructions: list[Instruction] = []
-        for name in sorted(self.trainers):
-            trainer = self.trainers[name]
-            report = trainer.report
-            if report is None or not self.is_trainer_alive(name):
-                continue
-            begins = wanted is not None and wanted.trainer == name
-            if trainer.generation > 0 and not begins and served == (trainer.serving_version, trainer.serving_digest):
-                continue
-            reason = f"version {served[0]} is served"
-            if wanted is not None and begins:
-                trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
-                self.collection = collection.round_began(self.collection)
-            elif trainer.generation == 0:
-                trainer.round = report.round
-            trainer.generation += 1
-            trainer.serving_version, trainer.serving_digest = served
-            numbers = {"new_tokens": float(report.new_tokens)}
-            instructions.append(SetTrainer(name, trainer.generation, trainer.round, *served, cause, reason, numbers))
-        return instructions
-
-    def _next_round(self) -> RoundWanted | None:
-        """The round to begin now. None before a canary has passed: it would start from a draft about to be replaced."""
-        if self.pending or self.fleet.stage in (rollout.CANARY, rollout.REST):
-            return None
-        views = [self.trainers[name].view(name) for name in sorted(self.trainers) if self.is_trainer_alive(name)]
-        known = [view for view in views if view is not None]
-        return next_round(known, self.now, self.fleet.serving_version, self.collection.shifted, self.settings)
+        wanted = None
+        # Not before a canary has passed: the round would start from a draft that is about to be replaced.
+        if not self.pending and self.fleet.stage not in (rollout.CANARY, rollout.REST):
+            wanted = self.trainers.next_round(self.now, served[0], shifted=self.collection.shifted)
+        if wanted is not None:
+            self.collection = collection.round_began(self.collection)
+        return self.trainers.ask(self.now, served, wanted, cause)
 
     def _set_servers(self, cause: str, reporter: str) -> list[Instruction]:
         tables = {name: self._plan(name) for name in self._to_plan(reporter)}
