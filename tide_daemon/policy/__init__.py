@@ -12,6 +12,8 @@ rounds.py        when to train
 trainers.py      what each trainer said and was asked for
 gate.py          candidate against serving draft
 rollout.py       canary, rest, watch, roll back
+outages.py       what engines that go down say about a draft
+node_view.py     a node as a rollout sees it
 node.py          what is known of one server node
 roster.py        which nodes are there
 speculation.py   its steps table: choices and probes

@@ -16,7 +16,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from tide_daemon.policy import collection, gate, rollout, snapshot
+from tide_daemon.policy import collection, gate, node_view, rollout, snapshot
 from tide_daemon.policy.acceptance import token_accept_prob
 from tide_daemon.policy.asked import Asked
 from tide_daemon.policy.collection import CollectionState
@@ -206,7 +206,7 @@ class Controller:
         if names is None:
             return
         views = [
-            rollout.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
+            node_view.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
             for name in names
         ]
         move = rollout.advance(self.fleet, views, self.now, self.settings)
@@ -224,7 +224,7 @@ class Controller:
         self._roster.outstanding.clear()
         if self.fleet.stage == rollout.REST:
             for name in self._roster.names():
-                self._roster.set_outstanding(name, rollout.is_outstanding(self.fleet, self.nodes[name]))
+                self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
 
     def _concerned(self, reporter: str, ticked: bool) -> list[str] | None:
         """The nodes whose views decide about the stage after this event; None when nothing can have changed."""
@@ -237,7 +237,7 @@ class Controller:
         if self.fleet.stage == rollout.WATCH:
             return own
         if reporter:
-            self._roster.set_outstanding(reporter, rollout.is_outstanding(self.fleet, self.nodes[reporter]))
+            self._roster.set_outstanding(reporter, node_view.is_outstanding(self.fleet, self.nodes[reporter]))
         late = self.now - self.fleet.since >= self.settings.rollout_deadline_s
         if late or not self._roster.outstanding:
             return sorted(self.nodes)

@@ -11,11 +11,7 @@
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
 state is level-triggered, nothing is replayed to it. Pure: a function of FleetState and node views.
 
-An engine that goes down. On the canary it is the draft's fault: it is new, and nothing speaks for it. After
-that it may be: a draft that passed its canary on live figures (proven) is not condemned by one engine that
-goes down once, because engines go down for other reasons too. It is rolled back when one goes down again, or
-when more than watch_max_downs of them did, while it is rolled out or watched. A draft that is not proven is
-rolled back at once. An engine that was down before is nobody's fault; whoever is not up is not waited for.
+What an engine that goes down says about a draft is in outages.py.
 
 A canary among several passes only on live figures. A single one may pass without them (traffic is
 gone, or speculation is off because it does not pay): there is no second node to protect, and the
@@ -25,48 +21,15 @@ next round can start from the better draft.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tide_daemon.policy import outages
 from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, FleetState
-from tide_daemon.policy.node import NodeState
+from tide_daemon.policy.node_view import NodeView
 from tide_daemon.policy.settings import PolicySettings
 
 STEADY, CANARY, REST, WATCH = "steady", "canary", "rest", "watch"
 _WAIT, _PASS, _FAIL = "wait", "pass", "fail"
 _KEPT_VERSIONS = 256
 _ONE_SIDED_Z = 1.645
-_BASELINE_MAX_AGE_S = 120.0
-"""What was seen of the draft before so long ago says nothing about today's traffic."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeView:
-    """One server node as a rollout sees it.
-
-    Attributes:
-        alive: heard of lately.
-        down_since: when its engine went down, None while it is not; -inf if it was so when first heard of.
-        running_since: when it first reported what it runs.
-        settled: nothing is under way on it that would bring live evidence soon.
-        busy: it had traffic lately.
-        busy_running_s: busy seconds since running_since.
-        num_seen: chains verified under what it runs.
-        live, live_error: accept length under it and standard error, on chains as long as the baseline's.
-        baseline: accept length of what it ran before, None if that is not known well or too old.
-    """
-
-    name: str
-    alive: bool
-    engine: str
-    running_version: int
-    running_digest: str
-    running_since: float
-    settled: bool
-    busy: bool
-    busy_running_s: float
-    num_seen: int
-    live: float
-    live_error: float
-    baseline: float | None
-    down_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +39,6 @@ class Move:
     fleet: FleetState
     reason: str
     numbers: dict[str, float]
-
-
-def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
-    """How a rollout sees a node.
-
-    Args:
-        alive: heard of lately.
-        settled: nothing is under way on it that would bring live evidence soon.
-    """
-    known = node.baseline
-    num_steps = 1 if known is None else known.num_steps
-    comparable = (
-        known is not None
-        and known.evidence >= node.settings.min_proposals
-        and node.running_since - known.at <= _BASELINE_MAX_AGE_S
-    )
-    return NodeView(
-        name=node.name,
-        alive=alive,
-        engine=node.engine,
-        running_version=node.running_version,
-        running_digest=node.running_digest,
-        running_since=node.running_since,
-        settled=settled,
-        busy=node.busiest() is not None,
-        busy_running_s=node.busy_s - node.running_since_busy_s,
-        num_seen=node.trial.num_seen,
-        live=node.trial.accept_length(num_steps),
-        live_error=node.trial.standard_error(num_steps),
-        baseline=known.accept_length if known is not None and comparable else None,
-        down_since=node.down_since,
-    )
 
 
 def begin(
@@ -147,12 +78,6 @@ def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
     return fleet.serving_version, fleet.serving_digest
 
 
-def is_outstanding(fleet: FleetState, node: NodeState) -> bool:
-    """Whether the stage "rest" waits for this node, given that it is there."""
-    runs = (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)
-    return node.engine == "ready" and not runs
-
-
 def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> Move | None:
     """The next state of a rollout, None to wait.
 
@@ -165,9 +90,10 @@ def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: P
     if check is None:
         return None
     outcome, reason, numbers = check(fleet, nodes, at, settings)
+    noted = outages.with_noted(fleet, nodes) if fleet.stage in (REST, WATCH) else None
     if outcome == _WAIT:
-        return _note_downs(fleet, nodes)
-    moved = _TRANSITIONS[fleet.stage, outcome](fleet, at)
+        return None if noted is None else Move(*noted)
+    moved = _TRANSITIONS[fleet.stage, outcome](fleet if noted is None else noted[0], at)
     if fleet.stage == CANARY:
         moved = replace(moved, proven=outcome == _PASS and numbers["num_seen"] >= settings.watch_min_steps)
     return Move(moved, reason, numbers)
@@ -207,8 +133,8 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, setti
 
 def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
     waiting = False
-    if (failed := _went_down(fleet, nodes, settings)) is not None:
-        return failed
+    if (against := outages.condemned(fleet, nodes, settings)) is not None:
+        return _FAIL, *against
     for view in nodes:
         if not view.alive or view.engine != "ready":
             continue
@@ -226,8 +152,8 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, setting
 
 
 def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
-    if (failed := _went_down(fleet, nodes, settings)) is not None:
-        return failed
+    if (against := outages.condemned(fleet, nodes, settings)) is not None:
+        return _FAIL, *against
     for view in nodes:
         if not view.alive:
             continue
@@ -295,47 +221,6 @@ _TRANSITIONS = {
     (WATCH, _PASS): _to_steady,
     (WATCH, _FAIL): _roll_back,
 }
-
-
-def _new_downs(fleet: FleetState, nodes: Sequence[NodeView]) -> list[NodeView]:
-    """Nodes whose engine went down in this stage and that are not noted yet, or not for this outage."""
-    return [
-        view
-        for view in nodes
-        if view.alive
-        and view.down_since is not None
-        and view.down_since >= fleet.since
-        and (view.name, view.down_since) not in fleet.downs
-    ]
-
-
-def _went_down(fleet: FleetState, nodes: Sequence[NodeView], settings: PolicySettings) -> _Outcome | None:
-    """A failure if engines went down in a way that speaks against the draft; see the module docstring."""
-    new = _new_downs(fleet, nodes)
-    if not new:
-        return None
-    before = {name for name, _ in fleet.downs}
-    first, version = new[0].name, fleet.serving_version
-    numbers = {"num_downs": float(len(fleet.downs) + len(new))}
-    if not fleet.proven:
-        return _FAIL, f"the engine of {first} went down under version {version}, which is not proven", numbers
-    again = [view.name for view in new if view.name in before]
-    if again:
-        return _FAIL, f"the engine of {again[0]} went down again under version {version}", numbers
-    if len(before) + len(new) > settings.watch_max_downs:
-        return _FAIL, f"{len(before) + len(new)} engines went down under version {version}", numbers
-    return None
-
-
-def _note_downs(fleet: FleetState, nodes: Sequence[NodeView]) -> Move | None:
-    """The same stage with the engines that went down noted; None when there is nothing to note."""
-    new = _new_downs(fleet, nodes) if fleet.stage in (REST, WATCH) else []
-    if not new:
-        return None
-    downs = tuple((view.name, view.down_since) for view in new if view.down_since is not None)
-    names = ", ".join(view.name for view in new)
-    reason = f"the engine of {names} went down under version {fleet.serving_version}: once is no reason to roll back"
-    return Move(replace(fleet, downs=(*fleet.downs, *downs)), reason, {"num_downs": float(len(fleet.downs) + len(new))})
 
 
 def _runs(view: NodeView, version: int, digest: str) -> bool:

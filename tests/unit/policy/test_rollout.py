@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 
 from tide_daemon.policy.events import CandidatePublished, FleetState
+from tide_daemon.policy.node_view import NodeView
 from tide_daemon.policy.rollout import (
     REST,
     STEADY,
     WATCH,
-    NodeView,
     advance,
     begin,
     draft_for,
@@ -118,6 +118,8 @@ def test_engines_that_go_down_after_the_canary() -> None:
     noted = advance(rest, [RUNS_NEW, RUNS_OLD, down], 1010.0, SETTINGS)
     assert noted is not None and (noted.fleet.stage, noted.fleet.downs) == (REST, (("b", 1005.0),))
     assert advance(noted.fleet, [RUNS_OLD, down], 1011.0, SETTINGS) is None
+    over = advance(rest, [RUNS_NEW, down], 1010.0, SETTINGS)
+    assert over is not None and (over.fleet.stage, over.fleet.downs) == (WATCH, (("b", 1005.0),))
     more = [replace(down, name=name) for name in ("c", "d")]
     back = advance(noted.fleet, [RUNS_OLD, *more], 1012.0, SETTINGS)
     assert back is not None and "3 engines" in back.reason and back.fleet.serving_version == 1
