@@ -30,6 +30,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
     "plan": ("tide_daemon.tools.plan", "sizes, break-even points, and which devices should serve and train"),
     "replay": ("tide_daemon.tools.replay", "feed a journal through the policy and report the first difference"),
+    "simulate": ("tide_daemon.tools.simulate", "try the policy on a modelled fleet, from a scenario file"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),
     "why": (
         "tide_daemon.tools.why",

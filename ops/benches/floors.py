@@ -107,4 +107,28 @@ BENCHES: dict[str, Bench] = {
         "two controllers, the leader killed and frozen 20 times each: lease periods until the other leads; decisions",
         {"worst_lease_periods": _at_most(3), "lost": Floor("=", 0), "doubled": Floor("=", 0)},
     ),
+    "regret": Bench(
+        "regret",
+        "simulated: tokens against the best fixed policy of each phase in hindsight; against the first draft",
+        {
+            "regret_min": _at_least(0.97),
+            "over_static_abrupt": _at_least(1.10),
+            "over_static_language": _at_least(1.10),
+        },
+    ),
+    "never-worse": Bench(
+        "never_worse",
+        "simulated: the worst 10 minutes of any server in any scenario against plain decoding",
+        {"worst_window": _at_least(0.97)},
+    ),
+    "boundary": Bench(
+        "boundary",
+        "simulated: changes of steps with load on the break-even point; loss against the better side",
+        {"changes_per_minute": _at_most(1), "loss": _at_most(0.03)},
+    ),
+    "simulate": Bench(
+        "simulate",
+        "wall time of 1,000 servers and 50 trainers over 24 simulated hours, one core",
+        {"wall_s": _at_most(300)},
+    ),
 }

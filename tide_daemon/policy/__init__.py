@@ -9,11 +9,16 @@ steps.py         how many drafted tokens at each batch size
 probing.py       the bounded price of finding out
 collection.py    TIDE's Algorithm 1: collect hidden states or not
 rounds.py        when to train
+trainers.py      what each trainer said and was asked for
 gate.py          candidate against serving draft
 rollout.py       canary, rest, watch, roll back
+outages.py       what engines that go down say about a draft
+node_view.py     a node as a rollout sees it
 node.py          what is known of one server node
+roster.py        which nodes are there
 speculation.py   its steps table: choices and probes
 allocation.py    which devices serve and which train, before anything runs
+alone.py         a node's own steps while the controller is away
 controller.py    the one place where state changes
 snapshot.py      that state for people, and its invariants
 replay.py        a journal through the same code

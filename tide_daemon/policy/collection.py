@@ -8,7 +8,18 @@ it off (Algorithm 1, step 6).
 
 Ours: while no draft is served, or the one that is does not pay, there is nothing to measure and
 everything to gain, so collection is on; and a promotion that gained less than `headroom_gain` turns it
-off as well, because the learning curve has flattened. Slow drift is not seen here.
+off as well, because the learning curve has flattened.
+
+Slow drift. When traffic changes over hours the long average follows, and the two never part. So a CUSUM
+runs beside them, against the level that the draft had when it was new (the mean of its first
+`drift_initial` measurements, then frozen):
+
+    fall = max(0, fall + level - measurement - drift_slack)        drift when fall > drift_limit
+
+CUSUM rather than Page-Hinkley, which compares with the mean of everything so far: here the level to hold
+is known and the question is whether it was lost, while a running mean sinks with the drift and sees it
+later the slower it is. A fall of twice the slack is seen after drift_limit / drift_slack measurements;
+noise of deviation s trips it about every exp(2 * drift_slack * drift_limit / s^2) measurements.
 """
 
 from dataclasses import dataclass, replace
@@ -24,12 +35,16 @@ class CollectionState:
         wanted: what the algorithm says, before the rule about drafts that do not pay.
         shifted: a shift was seen and no round has begun since.
         short, long: the averages; their common initial mean while num_measurements <= shift_initial.
+        level: mean of the first drift_initial measurements, what a slow drift is measured against.
+        fall: the CUSUM of what was lost since.
     """
 
     wanted: bool = True
     shifted: bool = False
     short: float = 0.0
     long: float = 0.0
+    level: float = 0.0
+    fall: float = 0.0
     num_measurements: int = 0
     reason: str = "day 0: nothing has been learnt yet"
 
@@ -37,21 +52,32 @@ class CollectionState:
 def measure(state: CollectionState, accept_prob: float, settings: PolicySettings) -> CollectionState:
     """The state after one measurement in [0, 1]."""
     count = state.num_measurements + 1
+    level, fall = state.level, state.fall
+    if count <= settings.drift_initial:
+        level += (accept_prob - level) / count
+    else:
+        fall = max(0.0, fall + level - accept_prob - settings.drift_slack)
+    state = replace(state, level=level, fall=fall, num_measurements=count)
     if count <= settings.shift_initial:
         mean = state.short + (accept_prob - state.short) / count
-        return replace(state, short=mean, long=mean, num_measurements=count)
+        return replace(state, short=mean, long=mean)
     short = settings.ema_short * state.short + (1.0 - settings.ema_short) * accept_prob
     long = settings.ema_long * state.long + (1.0 - settings.ema_long) * accept_prob
-    state = replace(state, short=short, long=long, num_measurements=count)
-    if short < long - settings.shift_epsilon and not state.shifted:
+    state = replace(state, short=short, long=long)
+    if state.shifted:
+        return state
+    if short < long - settings.shift_epsilon:
         reason = f"shift: accept probability fell to {short:.3f} from {long:.3f} in the long run"
+        return replace(state, wanted=True, shifted=True, reason=reason)
+    if fall > settings.drift_limit:
+        reason = f"drift: accept probability sank to {long:.3f} from {level:.3f} when the draft was new"
         return replace(state, wanted=True, shifted=True, reason=reason)
     return state
 
 
 def draft_changed(state: CollectionState) -> CollectionState:
-    """The state when another draft is served: its averages begin again."""
-    return replace(state, short=0.0, long=0.0, num_measurements=0)
+    """The state when another draft is served: its averages and its level begin again."""
+    return replace(state, short=0.0, long=0.0, level=0.0, fall=0.0, num_measurements=0)
 
 
 def round_began(state: CollectionState) -> CollectionState:

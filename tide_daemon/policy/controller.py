@@ -1,15 +1,24 @@
 """The controller of one model's fleet: events in, instructions out. The one place where state changes.
 
 Who decides what: gate.py and rollout.py (which draft), speculation.py (how many steps), collection.py,
-rounds.py. This file keeps the state, asks them in a fixed order, and turns what they say into
+trainers.py (rounds). This file keeps the state, asks them in a fixed order, and turns what they say into
 instructions when it differs from what was last asked for.
+
+Work. A node's report costs what that node costs, however large the fleet is: its own table is planned
+again, and what the fleet needs to know of it goes into roster.py. All nodes are looked at only when all
+are concerned (another draft is served, collection goes on or off), at most once for every report of the
+canary and every Tick during its stage, and while a candidate waits for a node to try it. A trainer's
+report costs what there are trainers, which are few.
 """
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
-from tide_daemon.policy import collection, gate, rollout, snapshot
-from tide_daemon.policy.asked import Asked, TrainerState
+from tide_daemon.policy import collection, gate, node_view, rollout, snapshot
+from tide_daemon.policy.acceptance import token_accept_prob
+from tide_daemon.policy.asked import Asked
 from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import (
     NO_DRAFT,
@@ -19,16 +28,18 @@ from tide_daemon.policy.events import (
     FleetState,
     ServerFound,
     ServerReported,
+    StepsTable,
     Tick,
     TrainerFound,
     TrainerReported,
     event_cause,
 )
-from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
-from tide_daemon.policy.node import NodeState
-from tide_daemon.policy.rounds import RoundWanted, next_round
+from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer
+from tide_daemon.policy.node import NodeState, OfflineScore
+from tide_daemon.policy.roster import Roster
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speculation import Speculation
+from tide_daemon.policy.trainers import Trainers
 
 _MAX_PENDING = 16
 _KEPT_SCORES = 64
@@ -51,9 +62,13 @@ class Controller:
         self.nodes: dict[str, NodeState] = {}
         self.speculation: dict[str, Speculation] = {}
         self.asked: dict[str, Asked] = {}
-        self.trainers: dict[str, TrainerState] = {}
+        self.trainers = Trainers(settings)
         self.pending: list[CandidatePublished] = []
-        self._offline: dict[int, tuple[float, int]] = {}
+        self._roster = Roster()
+        self._offline: dict[int, OfflineScore] = {}
+        self._assigned: FleetState | None = None
+        self._rate: float | None = None
+        self._trained_for: tuple[object, ...] = ()
         self._kept: FleetState | None = None
         self._kept_at = -math.inf
         self._moved: tuple[str, dict[str, float]] = (_COPY_DUE, {})
@@ -64,9 +79,13 @@ class Controller:
         Time never goes back: an event older than one before it counts as happening now.
         """
         self.now = max(self.now, event.at)
+        if event.at < self.now:
+            event = replace(event, at=self.now)
+        reporter = ""
         match event:
             case ServerReported():
                 self._server_reported(event)
+                reporter = event.node
             case TrainerReported():
                 self._trainer_reported(event)
             case CandidatePublished():
@@ -76,16 +95,17 @@ class Controller:
             case ServerFound():
                 self._server_found(event)
             case TrainerFound():
-                self.trainers.setdefault(event.trainer, TrainerState.from_found(event))
+                self.trainers.found(event)
             case Tick():
                 pass
             case _:
                 raise TypeError(f"unknown event {type(event).__name__}")
+        self._roster.expire(self.now, self.settings.lost_after_s)
         cause = event_cause(event)
         verdicts = self._judge(cause)
-        self._roll_out()
-        trainers = self._set_trainers(cause)
-        servers = self._set_servers(cause)
+        self._roll_out(reporter, ticked=isinstance(event, Tick))
+        trainers = self._set_trainers(cause, of_trainers=isinstance(event, (TrainerReported, Tick)))
+        servers = self._set_servers(cause, reporter)
         return [*verdicts, *self._keep_fleet(cause), *servers, *trainers]
 
     def state_map(self) -> dict[str, Any]:
@@ -100,18 +120,13 @@ class Controller:
         """Whether a server node was heard of lately."""
         return self.now - self.nodes[node].heard_at <= self.settings.lost_after_s
 
-    def is_trainer_alive(self, trainer: str) -> bool:
-        """Whether a trainer was heard of lately."""
-        report = self.trainers[trainer].report
-        return report is not None and self.now - report.at <= self.settings.lost_after_s
-
     # What events change
 
     def _controller_started(self, event: ControllerStarted) -> None:
         self.fleet = event.fleet or FleetState()
         newest = self.fleet.candidate_version or self.fleet.serving_version
         if newest != NO_DRAFT:
-            self._offline[newest] = (self.fleet.offline_accept_length, self.fleet.offline_num_steps)
+            self._score_offline(newest, self.fleet.offline_accept_length, self.fleet.offline_num_steps)
         self._moved = ("a controller began to lead", {})
 
     def _server_found(self, event: ServerFound) -> None:
@@ -124,11 +139,10 @@ class Controller:
         if event.node not in self.nodes:
             self._add_node(event.node)
         node = self.nodes[event.node]
-        before = node.running_version
         counted = node.report(event)
+        self._roster.heard(event.node, self.now)
         self.speculation[event.node].account_for(counted)
-        if node.running_version != before and node.running_version in self._offline:
-            node.score_offline(*self._offline[node.running_version])
+        node.score_offline(self._offline.get(node.running_version))
         drafted = [step for _, step in counted if step.num_steps > 0]
         proposals = sum(step.num_proposals for step in drafted)
         if event.running_version == self.fleet.serving_version and proposals >= self.settings.shift_min_proposals:
@@ -136,7 +150,7 @@ class Controller:
             self.collection = collection.measure(self.collection, accept_prob, self.settings)
 
     def _trainer_reported(self, event: TrainerReported) -> None:
-        self.trainers.setdefault(event.trainer, TrainerState()).take(event, self.now)
+        self.trainers.take(event, self.now)
         positions = sum(score.num_positions for score in event.shadow)
         if positions >= self.settings.gate_min_positions and event.serving_version != NO_DRAFT:
             accept_length = math.fsum(score.num_tokens for score in event.shadow) / positions
@@ -152,12 +166,11 @@ class Controller:
         self.speculation[name] = Speculation(self.nodes[name])
 
     def _score_offline(self, version: int, accept_length: float, num_steps: int) -> None:
-        self._offline[version] = (accept_length, num_steps)
+        """Keep a held-out score; each node that runs the version takes it with its next report."""
+        prior = token_accept_prob(accept_length, max(1, num_steps))
+        self._offline[version] = OfflineScore(accept_length, prior)
         for old in sorted(self._offline)[:-_KEPT_SCORES]:
             del self._offline[old]
-        for node in self.nodes.values():
-            if node.running_version == version:
-                node.score_offline(accept_length, num_steps)
 
     # What follows
 
@@ -181,15 +194,20 @@ class Controller:
 
     def _pick_canary(self) -> str | None:
         """The ready node with most busy time of late, the first by name when equal; None without one."""
-        ready = [node for node in self._alive() if node.engine == "ready"]
+        alive = (self.nodes[name] for name in self._roster.names())
+        ready = [node for node in alive if node.engine == "ready"]
         return max(ready, key=lambda node: node.recent_busy_s).name if ready else None
 
-    def _roll_out(self) -> None:
+    def _roll_out(self, reporter: str, *, ticked: bool) -> None:
+        """Advance a rollout by what this event can have changed of it."""
         if self.fleet.stage == rollout.STEADY:
             return
+        names = self._concerned(reporter, ticked)
+        if names is None:
+            return
         views = [
-            rollout.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
-            for name in sorted(self.nodes)
+            node_view.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
+            for name in names
         ]
         move = rollout.advance(self.fleet, views, self.now, self.settings)
         if move is None:
@@ -198,90 +216,103 @@ class Controller:
         if before.serving_version != self.fleet.serving_version:
             self.collection = collection.draft_changed(self.collection)
         stage = f"{before.stage} of version {before.candidate_version or before.serving_version}"
+        if before.stage == self.fleet.stage:
+            self._moved = (f"{stage}: {move.reason}", move.numbers)
+            return
         failed = self.fleet.refused != before.refused
         self._moved = (f"{stage} {'failed, rolled back' if failed else 'passed'}: {move.reason}", move.numbers)
+        self._roster.outstanding.clear()
+        if self.fleet.stage == rollout.REST:
+            for name in self._roster.names():
+                self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
 
-    def _set_trainers(self, cause: str) -> list[Instruction]:
-        wanted = self._next_round()
+    def _concerned(self, reporter: str, ticked: bool) -> list[str] | None:
+        """The nodes whose views decide about the stage after this event; None when nothing can have changed."""
+        own = [reporter] if reporter else []
+        if self.fleet.stage == rollout.CANARY:
+            canary = self.fleet.canary
+            if canary not in self._roster:
+                return [canary] if canary in self.nodes else []
+            return sorted(self.nodes) if ticked or reporter == canary else None
+        if self.fleet.stage == rollout.WATCH:
+            return own
+        if reporter:
+            self._roster.set_outstanding(reporter, node_view.is_outstanding(self.fleet, self.nodes[reporter]))
+        late = self.now - self.fleet.since >= self.settings.rollout_deadline_s
+        if late or not self._roster.outstanding:
+            return sorted(self.nodes)
+        return [*own, *(name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter)]
+
+    def _set_trainers(self, cause: str, *, of_trainers: bool) -> list[Instruction]:
         served = (self.fleet.serving_version, self.fleet.serving_digest)
-        instructions: list[Instruction] = []
-        for name in sorted(self.trainers):
-            trainer = self.trainers[name]
-            report = trainer.report
-            if report is None or not self.is_trainer_alive(name):
-                continue
-            begins = wanted is not None and wanted.trainer == name
-            if trainer.generation > 0 and not begins and served == (trainer.serving_version, trainer.serving_digest):
-                continue
-            reason = f"version {served[0]} is served"
-            if wanted is not None and begins:
-                trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
-                self.collection = collection.round_began(self.collection)
-            elif trainer.generation == 0:
-                trainer.round = report.round
-            trainer.generation += 1
-            trainer.serving_version, trainer.serving_digest = served
-            numbers = {"new_tokens": float(report.new_tokens)}
-            instructions.append(SetTrainer(name, trainer.generation, trainer.round, *served, cause, reason, numbers))
-        return instructions
+        decided_by = (*served, self.fleet.stage, self.collection.shifted, bool(self.pending))
+        if not of_trainers and decided_by == self._trained_for:
+            return []
+        self._trained_for = decided_by
+        wanted = None
+        # Not before a canary has passed: the round would start from a draft that is about to be replaced.
+        if not self.pending and self.fleet.stage not in (rollout.CANARY, rollout.REST):
+            wanted = self.trainers.next_round(self.now, served[0], shifted=self.collection.shifted)
+        if wanted is not None:
+            self.collection = collection.round_began(self.collection)
+        return self.trainers.ask(self.now, served, wanted, cause)
 
-    def _next_round(self) -> RoundWanted | None:
-        """The round to begin now. None before a canary has passed: it would start from a draft about to be replaced."""
-        if self.pending or self.fleet.stage in (rollout.CANARY, rollout.REST):
-            return None
-        views = [self.trainers[name].view(name) for name in sorted(self.trainers) if self.is_trainer_alive(name)]
-        known = [view for view in views if view is not None]
-        return next_round(known, self.now, self.fleet.serving_version, self.collection.shifted, self.settings)
-
-    def _set_servers(self, cause: str) -> list[Instruction]:
-        alive = self._alive()
-        tables = {}
-        for node in alive:
-            version, _ = rollout.draft_for(self.fleet, node.name)
-            is_canary = self.fleet.stage == rollout.CANARY and node.name == self.fleet.canary
-            tables[node.name] = self.speculation[node.name].plan(
-                self.now,
-                may_speculate=version != NO_DRAFT,
-                must_probe=is_canary and len(alive) > 1 and node.running_version == version,
-            )
+    def _set_servers(self, cause: str, reporter: str) -> list[Instruction]:
+        tables = {name: self._plan(name) for name in self._to_plan(reporter)}
         collect, why = collection.decide(
             self.collection,
             has_draft=self.fleet.serving_version != NO_DRAFT,
-            pays=any(self.speculation[node.name].pays() for node in alive),
+            pays=bool(self._roster.paying),
         )
         rate = self.settings.sample_rate if collect else self.settings.idle_sample_rate
+        names = sorted(tables) if rate == self._rate else self._roster.names()
+        self._rate = rate
         instructions: list[Instruction] = []
-        for node in alive:
-            asked, speculation = self.asked.get(node.name, Asked()), self.speculation[node.name]
-            draft = rollout.draft_for(self.fleet, node.name)
-            wanted = Asked(asked.generation + 1, *draft, tables[node.name], rate > 0.0, rate)
+        for name in names:
+            asked, speculation = self.asked.get(name, Asked()), self.speculation[name]
+            draft = rollout.draft_for(self.fleet, name)
+            table = tables.get(name, asked.steps_table)
+            wanted = Asked(asked.generation + 1, *draft, table, rate > 0.0, rate)
             reason = asked.difference(wanted, speculation.reason, why)
             if not reason:
                 continue
-            self.asked[node.name] = wanted
+            self.asked[name] = wanted
+            numbers = speculation.numbers()
             instructions.append(
-                SetServer(
-                    node.name,
-                    wanted.generation,
-                    *draft,
-                    wanted.steps_table,
-                    wanted.collect,
-                    rate,
-                    cause,
-                    reason,
-                    speculation.numbers(),
-                )
+                SetServer(name, wanted.generation, *draft, table, wanted.collect, rate, cause, reason, numbers)
             )
         return instructions
+
+    def _to_plan(self, reporter: str) -> list[str]:
+        """The reporter, and every node whose draft is another one than before."""
+        names = [reporter] if reporter else []
+        if self.fleet is not self._assigned:
+            self._assigned = self.fleet
+            for name in self._roster.names():
+                asked = self.asked.get(name, Asked())
+                draft = rollout.draft_for(self.fleet, name)
+                if name != reporter and draft != (asked.draft_version, asked.draft_digest):
+                    names.append(name)
+        return names
+
+    def _plan(self, name: str) -> StepsTable:
+        """A node's steps table from now on."""
+        node = self.nodes[name]
+        version, _ = rollout.draft_for(self.fleet, name)
+        is_canary = self.fleet.stage == rollout.CANARY and name == self.fleet.canary
+        table = self.speculation[name].plan(
+            self.now,
+            may_speculate=version != NO_DRAFT,
+            must_probe=is_canary and len(self._roster) > 1 and node.running_version == version,
+        )
+        self._roster.set_pays(name, self.speculation[name].pays())
+        return table
 
     def _keep_fleet(self, cause: str) -> list[Instruction]:
         """FleetMoved when the fleet's state changed, or when the newest copy in the journal is old."""
         due = self.now - self._kept_at >= self.settings.keep_state_s
-        if self.fleet == self._kept and not due:
+        if not due and (self.fleet is self._kept or self.fleet == self._kept):
             return []
         self._kept, self._kept_at = self.fleet, self.now
         (reason, numbers), self._moved = self._moved, (_COPY_DUE, {})
         return [FleetMoved(self.fleet, cause, reason, numbers)]
-
-    def _alive(self) -> list[NodeState]:
-        return [self.nodes[name] for name in sorted(self.nodes) if self.is_alive(name)]

@@ -190,6 +190,8 @@ class FleetState:
         last_gain: gain in accept length of the newest promoted draft, at the gate.
         judged: versions that the gate has answered, newest last.
         refused: versions that were rolled back and are not tried again, newest last.
+        proven: the draft being rolled out or watched passed its canary on live figures.
+        downs: (node, since when) of engines that went down while it was rolled out or watched.
     """
 
     serving_version: int = NO_DRAFT
@@ -206,6 +208,8 @@ class FleetState:
     last_gain: float = 0.0
     judged: tuple[int, ...] = ()
     refused: tuple[int, ...] = ()
+    proven: bool = False
+    downs: tuple[tuple[str, float], ...] = ()
 
 
 Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound

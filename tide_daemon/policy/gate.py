@@ -8,6 +8,14 @@ are not, so the error is that of a ratio over requests (linearised, as for clust
 
 and the bounds are D -+ t * se with Student's t of m - 1 degrees of freedom. Nothing is drawn at
 random, so a replay gives the same verdict. Day 0: no draft has accept length 1 by definition.
+
+A gain on the whole may be a loss for some. The same is computed for each workload that has enough held-out
+requests and chain starts by itself, and with g = gate_max_loss, a share of what the serving draft has there:
+
+    D + t * se < -g    surely a greater loss than that: reject
+    D < -g             it looks like one: need more data
+
+A workload with less data has no say: it would forbid every candidate by chance.
 """
 
 import math
@@ -74,10 +82,37 @@ def judge(candidate: CandidatePublished, serving_version: int, settings: PolicyS
     }
     figures = f"gain {gain:+.3f} accept length, at least {gain - reach:+.3f} with {settings.gate_confidence:.0%}"
     if gain > 0.0 and gain - reach >= settings.gate_min_gain:
+        objection = _objection(scores, serving_version, settings)
+        if objection is not None:
+            return Verdict(objection[0], f"{figures}; {objection[1]}", accept_length, gain, numbers)
         return Verdict(PROMOTE, figures, accept_length, gain, numbers)
     if gain <= 0.0 or gain + reach < settings.gate_min_gain:
         return Verdict(REJECT, f"{figures}: not better", accept_length, gain, numbers)
     return Verdict(NEED_MORE_DATA, f"{figures}: too few requests to be sure", accept_length, gain, numbers)
+
+
+def _objection(
+    scores: Sequence[RequestScored], serving_version: int, settings: PolicySettings
+) -> tuple[str, str] | None:
+    """(verdict, why) when a workload with enough data would lose more than is allowed; the worst one of them."""
+    worst: tuple[float, str, str] | None = None
+    for workload in sorted({score.workload for score in scores}):
+        own = [score for score in scores if score.workload == workload]
+        positions = sum(score.num_positions for score in own)
+        if len(own) < settings.gate_min_requests or positions < settings.gate_min_positions:
+            continue
+        before = math.fsum(_serving_tokens(score, serving_version) for score in own) / positions
+        gain, error = _paired_gain(
+            [(score.num_positions, score.candidate_tokens - _serving_tokens(score, serving_version)) for score in own]
+        )
+        reach = student_quantile(settings.gate_confidence, len(own) - 1) * error
+        allowed = settings.gate_max_loss * before
+        if gain < -allowed and (worst is None or gain / before < worst[0]):
+            verdict = REJECT if gain + reach < -allowed else NEED_MORE_DATA
+            name = workload or "unlabelled requests"
+            why = f"{name} would lose {-gain:.3f} of {before:.3f}, at most {allowed:.3f} may be lost"
+            worst = (gain / before, verdict, why)
+    return None if worst is None else worst[1:]
 
 
 def student_quantile(probability: float, degrees: int) -> float:

@@ -3,10 +3,11 @@
 How many steps follow from it is in speculation.py; which draft the node shall run is in rollout.py.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
-from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial, token_accept_prob
+from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial
 from tide_daemon.policy.events import NO_DRAFT, ServerReported, StepCount
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speedup import CostModel
@@ -27,6 +28,14 @@ class Baseline:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class OfflineScore:
+    """Held-out accept length of a draft, and the accept probability of eq. 2 that gives it."""
+
+    accept_length: float
+    accept_prob: float
+
+
 class NodeState:
     """One server node. Changed by `report` and `score_offline` only, both called by the controller.
 
@@ -34,6 +43,7 @@ class NodeState:
         running_since: when it first reported what it runs; running_since_busy_s the same by its busy clock.
         busy_s: seconds of all steps so far: the clock of probing.
         live_at: when the running draft was last seen at work; live_at_busy_s the same by the busy clock.
+        down_since: when its engine was first reported down, -inf if it was so from the start; None while it is not.
         num_implausible: counters left out because they cannot be true.
     """
 
@@ -42,6 +52,7 @@ class NodeState:
         self.settings = settings
         self.heard_at = -math.inf
         self.engine = "starting"
+        self.down_since: float | None = None
         self.running_version = NO_DRAFT
         self.running_digest = ""
         self.running_since = -math.inf
@@ -61,6 +72,10 @@ class NodeState:
 
     def report(self, event: ServerReported) -> tuple[tuple[int, StepCount], ...]:
         """Take in one report; returns its plausible counters, each with its batch edge."""
+        if event.engine != "down":
+            self.down_since = None
+        elif self.down_since is None:
+            self.down_since = -math.inf if self.heard_at == -math.inf else event.at
         self.heard_at, self.engine, self.applied_generation = event.at, event.engine, event.applied_generation
         another = (event.running_version, event.running_digest) != (self.running_version, self.running_digest)
         if another:
@@ -88,10 +103,11 @@ class NodeState:
                 self.live_at, self.live_at_busy_s = event.at, self.busy_s
         return tuple(counted)
 
-    def score_offline(self, accept_length: float, num_steps: int) -> None:
-        """Take the held-out accept length of the running draft as the guess where live evidence is missing."""
-        self.offline_accept_length = accept_length
-        self.acceptance.set_prior(token_accept_prob(accept_length, max(1, num_steps)))
+    def score_offline(self, score: OfflineScore | None) -> None:
+        """Take the held-out score of the running draft, if any, as the guess where live evidence is missing."""
+        if score is not None:
+            self.offline_accept_length = score.accept_length
+            self.acceptance.set_prior(score.accept_prob)
 
     @property
     def can_speculate(self) -> bool:
@@ -128,15 +144,8 @@ class NodeState:
         Args:
             offline: by the held-out score alone, without what was seen live.
         """
-        result = {}
         survival = self.acceptance.prior_survival() if offline else self.acceptance.survival(self.settings.max_steps)
-        accept_length = 1.0
-        for num_steps, alive in enumerate(survival, start=1):
-            accept_length += alive
-            ratio = self.cost.ratio(edge, num_steps, accept_length)
-            if ratio is not None:
-                result[num_steps] = ratio
-        return result
+        return self.cost.ratios(edge, [1.0 + reached for reached in itertools.accumulate(survival)])
 
     def _new_acceptance(self) -> tuple[AcceptanceMonitor, Trial]:
         s = self.settings

@@ -11,6 +11,8 @@
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
 state is level-triggered, nothing is replayed to it. Pure: a function of FleetState and node views.
 
+What an engine that goes down says about a draft is in outages.py.
+
 A canary among several passes only on live figures. A single one may pass without them (traffic is
 gone, or speculation is off because it does not pay): there is no second node to protect, and the
 next round can start from the better draft.
@@ -19,46 +21,15 @@ next round can start from the better draft.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tide_daemon.policy import outages
 from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, FleetState
-from tide_daemon.policy.node import NodeState
+from tide_daemon.policy.node_view import NodeView
 from tide_daemon.policy.settings import PolicySettings
 
 STEADY, CANARY, REST, WATCH = "steady", "canary", "rest", "watch"
 _WAIT, _PASS, _FAIL = "wait", "pass", "fail"
 _KEPT_VERSIONS = 256
 _ONE_SIDED_Z = 1.645
-_BASELINE_MAX_AGE_S = 120.0
-"""What was seen of the draft before so long ago says nothing about today's traffic."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeView:
-    """One server node as a rollout sees it.
-
-    Attributes:
-        alive: heard of lately.
-        running_since: when it first reported what it runs.
-        settled: nothing is under way on it that would bring live evidence soon.
-        busy: it had traffic lately.
-        busy_running_s: busy seconds since running_since.
-        num_seen: chains verified under what it runs.
-        live, live_error: accept length under it and standard error, on chains as long as the baseline's.
-        baseline: accept length of what it ran before, None if that is not known well or too old.
-    """
-
-    name: str
-    alive: bool
-    engine: str
-    running_version: int
-    running_digest: str
-    running_since: float
-    settled: bool
-    busy: bool
-    busy_running_s: float
-    num_seen: int
-    live: float
-    live_error: float
-    baseline: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,37 +39,6 @@ class Move:
     fleet: FleetState
     reason: str
     numbers: dict[str, float]
-
-
-def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
-    """How a rollout sees a node.
-
-    Args:
-        alive: heard of lately.
-        settled: nothing is under way on it that would bring live evidence soon.
-    """
-    known = node.baseline
-    num_steps = 1 if known is None else known.num_steps
-    comparable = (
-        known is not None
-        and known.evidence >= node.settings.min_proposals
-        and node.running_since - known.at <= _BASELINE_MAX_AGE_S
-    )
-    return NodeView(
-        name=node.name,
-        alive=alive,
-        engine=node.engine,
-        running_version=node.running_version,
-        running_digest=node.running_digest,
-        running_since=node.running_since,
-        settled=settled,
-        busy=node.busiest() is not None,
-        busy_running_s=node.busy_s - node.running_since_busy_s,
-        num_seen=node.trial.num_seen,
-        live=node.trial.accept_length(num_steps),
-        live_error=node.trial.standard_error(num_steps),
-        baseline=known.accept_length if known is not None and comparable else None,
-    )
 
 
 def begin(
@@ -115,6 +55,8 @@ def begin(
         offline_accept_length=accept_length,
         offline_num_steps=candidate.num_steps,
         last_gain=gain,
+        proven=False,
+        downs=(),
     )
 
 
@@ -137,14 +79,24 @@ def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
 
 
 def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> Move | None:
-    """The next state of a rollout, None to wait."""
+    """The next state of a rollout, None to wait.
+
+    Args:
+        nodes: in "canary" all of them, or the canary alone once it is lost; in "rest" those that may have failed and
+            one that is outstanding, all of them once none is or the deadline is over; in "watch" those that may have
+            failed. Any larger set gives the same answer.
+    """
     check = _CHECKS.get(fleet.stage)
     if check is None:
         return None
     outcome, reason, numbers = check(fleet, nodes, at, settings)
+    noted = outages.with_noted(fleet, nodes) if fleet.stage in (REST, WATCH) else None
     if outcome == _WAIT:
-        return None
-    return Move(_TRANSITIONS[fleet.stage, outcome](fleet, at), reason, numbers)
+        return None if noted is None else Move(*noted)
+    moved = _TRANSITIONS[fleet.stage, outcome](fleet if noted is None else noted[0], at)
+    if fleet.stage == CANARY:
+        moved = replace(moved, proven=outcome == _PASS and numbers["num_seen"] >= settings.watch_min_steps)
+    return Move(moved, reason, numbers)
 
 
 _Outcome = tuple[str, str, dict[str, float]]
@@ -181,11 +133,11 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, setti
 
 def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
     waiting = False
+    if (against := outages.condemned(fleet, nodes, settings)) is not None:
+        return _FAIL, *against
     for view in nodes:
-        if not view.alive or view.engine == "capture_off":
+        if not view.alive or view.engine != "ready":
             continue
-        if view.engine == "down":
-            return _FAIL, f"the engine of {view.name} went down", {}
         if not _runs(view, fleet.serving_version, fleet.serving_digest):
             late = _late(view, fleet, at, settings)
             if late[0] == _FAIL:
@@ -200,11 +152,11 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, setting
 
 
 def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+    if (against := outages.condemned(fleet, nodes, settings)) is not None:
+        return _FAIL, *against
     for view in nodes:
         if not view.alive:
             continue
-        if view.engine == "down":
-            return _FAIL, f"the engine of {view.name} went down under version {fleet.serving_version}", {}
         if _runs(view, fleet.serving_version, fleet.serving_digest):
             failed = _dropped(view, settings)
             if failed is not None:

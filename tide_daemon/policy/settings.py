@@ -43,6 +43,9 @@ class PolicySettings:
         shift_epsilon: fall of the short below the long average that counts as a shift (accept probability).
         shift_initial: measurements that initialise the averages (N_init).
         shift_min_proposals: chains of one measurement.
+        drift_initial: measurements of a draft whose mean is the level that it has to hold.
+        drift_slack: fall below that level that is not added up, accept probability a measurement.
+        drift_limit: sum of what is above the slack that counts as a drift.
         headroom_gain: a promoted draft that gained at least this much accept length leaves collection on.
         sample_rate: share of requests captured while collection is on.
         idle_sample_rate: the same while it is off, for shadow scores; 0 captures nothing.
@@ -54,15 +57,18 @@ class PolicySettings:
 
         gate_min_requests, gate_min_positions: held-out requests and chain starts that a verdict needs.
         gate_min_gain: least lower confidence bound of the gain in accept length.
+        gate_max_loss: share of its accept length that a workload with enough data may lose to a candidate.
         gate_confidence: one-sided confidence of the bound.
 
         watch_min_steps: chains under the new draft that a live comparison needs.
         watch_max_drop: live drop, as a share of the old draft's accept length, that rolls back.
+        watch_max_downs: engines that may go down, once each, while a proven draft is rolled out and watched.
         watch_s: seconds that a rolled-out draft is watched.
         settle_s: seconds a confirmed canary runs before it may pass without live evidence (one node only).
         rollout_deadline_s: a node that does not report the new draft within this counts as failed.
         canary_busy_s: busy seconds in which a canary must have shown live evidence (several nodes).
 
+        alone_after_s: a server node that has been out of the controller's reach for so long looks after its own steps.
         lost_after_s: a node or trainer not heard of for so long is left out.
         keep_state_s: seconds between two copies of FleetState in the journal.
     """
@@ -100,6 +106,9 @@ class PolicySettings:
     shift_epsilon: float = 0.05
     shift_initial: int = 10
     shift_min_proposals: int = 20
+    drift_initial: int = 100
+    drift_slack: float = 0.02
+    drift_limit: float = 1.5
     headroom_gain: float = 0.02
     sample_rate: float = 1.0
     idle_sample_rate: float = 0.05
@@ -112,15 +121,18 @@ class PolicySettings:
     gate_min_requests: int = 8
     gate_min_positions: int = 300
     gate_min_gain: float = 0.0
+    gate_max_loss: float = 0.05
     gate_confidence: float = 0.9
 
     watch_min_steps: int = 200
     watch_max_drop: float = 0.1
+    watch_max_downs: int = 2
     watch_s: float = 30.0
     settle_s: float = 5.0
     rollout_deadline_s: float = 120.0
     canary_busy_s: float = 60.0
 
+    alone_after_s: float = 15.0
     lost_after_s: float = 15.0
     keep_state_s: float = 60.0
 
@@ -194,6 +206,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "shift_epsilon": (0.0, 5.0),
     "shift_initial": _COUNT,
     "shift_min_proposals": _COUNT,
+    "drift_initial": _COUNT,
+    "drift_slack": _SHARE,
+    "drift_limit": (0.0, 1e6),
     "headroom_gain": (0.0, 10.0),
     "sample_rate": _SHARE,
     "idle_sample_rate": _SHARE,
@@ -204,13 +219,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "gate_min_requests": (2, 1 << 20),
     "gate_min_positions": _COUNT,
     "gate_min_gain": (-1.0, 5.0),
+    "gate_max_loss": _SHARE,
     "gate_confidence": (0.5, 0.9999),
     "watch_min_steps": _COUNT,
     "watch_max_drop": _SHARE,
+    "watch_max_downs": (0, 1 << 20),
     "watch_s": _SECONDS,
     "settle_s": _SECONDS,
     "rollout_deadline_s": _SECONDS,
     "canary_busy_s": _SECONDS,
+    "alone_after_s": _SECONDS,
     "lost_after_s": (0.1, 86_400.0),
     "keep_state_s": _SECONDS,
 }

@@ -17,7 +17,7 @@ def state_map(controller: "Controller") -> dict[str, Any]:
         "at": controller.now,
         "fleet": to_plain(controller.fleet),
         "nodes": {name: _node_map(controller, name) for name in sorted(controller.nodes)},
-        "trainers": {name: _trainer_map(controller, name) for name in sorted(controller.trainers)},
+        "trainers": {name: _trainer_map(controller, name) for name in sorted(controller.trainers.by_name)},
         "collection": to_plain(controller.collection),
         "pending": [candidate.version for candidate in controller.pending],
     }
@@ -65,10 +65,10 @@ def _node_map(controller: "Controller", name: str) -> dict[str, Any]:
 
 
 def _trainer_map(controller: "Controller", name: str) -> dict[str, Any]:
-    trainer = controller.trainers[name]
+    trainer = controller.trainers.by_name[name]
     report = trainer.report
     return {
-        "alive": controller.is_trainer_alive(name),
+        "alive": controller.trainers.is_alive(name, controller.now),
         "state": "unknown" if report is None else report.state,
         "round": 0 if report is None else report.round,
         "desired_round": trainer.round,

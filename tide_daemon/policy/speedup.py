@@ -23,6 +23,7 @@ change there moves the factor; a cell not seen for minutes takes the change itse
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tide_daemon.policy.events import StepCount
@@ -73,6 +74,7 @@ class CostModel:
         self._factor_variance = 0.0
         self._factor_at = 0.0
         self._curve: list[tuple[float, float]] | None = None
+        self._draft_s: dict[int, float] = {}
 
     def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
         """Take in the timings of one report; steps without a usable time are left out."""
@@ -85,6 +87,7 @@ class CostModel:
             for key in oldest[: len(self._cells) - _MAX_CELLS]:
                 del self._cells[key]
         self._curve = None
+        self._draft_s.clear()
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
         """When this cell was last seen, None if never."""
@@ -101,12 +104,15 @@ class CostModel:
             return None
         return target + num_steps * self.draft_s(batch_size)
 
-    def ratio(self, batch_size: int, num_steps: int, accept_length: float) -> float | None:
-        """Predicted tokens/s over plain at this batch size; None while nothing is known."""
-        plain, step = self.step_s(batch_size, 0), self.step_s(batch_size, num_steps)
-        if plain is None or step is None:
-            return None
-        return speedup(accept_length, 0.0, num_steps, step / plain)
+    def ratios(self, batch_size: int, accept_lengths: Sequence[float]) -> dict[int, float]:
+        """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
+        plain = self.step_s(batch_size, 0)
+        result: dict[int, float] = {}
+        for num_steps, accept_length in enumerate(accept_lengths, start=1):
+            step = self.step_s(batch_size, num_steps)
+            if plain is not None and step is not None:
+                result[num_steps] = speedup(accept_length, 0.0, num_steps, step / plain)
+        return result
 
     def target_s(self, num_tokens: int) -> float | None:
         """T(n): the target's seconds for n tokens in parallel, interpolated; None while no cell is known."""
@@ -127,7 +133,13 @@ class CostModel:
         return (left_s + (right_s - left_s) * (num_tokens - left_n) / (right_n - left_n)) * scale
 
     def draft_s(self, batch_size: int) -> float:
-        """D0 at this batch size: seconds of one draft step."""
+        """D0 at this batch size: seconds of one draft step; looked up once per observation."""
+        known = self._draft_s.get(batch_size)
+        if known is None:
+            known = self._draft_s[batch_size] = self._find_draft_s(batch_size)
+        return known
+
+    def _find_draft_s(self, batch_size: int) -> float:
         spec = [key for key in self._cells if key[1] > 0]
         if not spec:
             return self._prior_draft_cost * (self.target_s(1) or 0.0)

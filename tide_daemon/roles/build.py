@@ -59,6 +59,7 @@ def _trainer(config: Config, bus: Bus) -> Role:
 
 
 def _server(config: Config, bus: Bus) -> Role:
+    from tide_daemon.policy.settings import PolicySettings
     from tide_daemon.roles.draft_fetch import DraftFetcher
     from tide_daemon.roles.server import ServerRole, ServerSettings
     from tide_daemon.roles.target_rows import publish_target_rows
@@ -81,7 +82,8 @@ def _server(config: Config, bus: Bus) -> Role:
         await publish_target_rows(bus, spec, model_path)
 
     shares = config.server.share_target and model_path is not None
-    return ServerRole(bus, engine, fetcher.fetch, settings, share_target if shares else None)
+    policy = carry_over(PolicySettings, config.controller, config.draft)
+    return ServerRole(bus, engine, fetcher.fetch, settings, policy, share_target if shares else None)
 
 
 def _sglang_engine(config: Config) -> "Engine":

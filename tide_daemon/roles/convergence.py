@@ -31,6 +31,7 @@ class Convergence:
     Attributes:
         max_rows, max_sample_rate: this node's own limits on capture; the desired state can only lower them.
         applied_generation: generation of the desired state that is fully in force, 0 before the first.
+        steps_instead: steps table to run in place of the desired one, None for that one; see policy/alone.py.
         last_error: why the newest desired state is not in force, "" if it is.
     """
 
@@ -41,6 +42,7 @@ class Convergence:
     applied_generation: int = 0
     last_error: str = ""
     desired: DesiredServer | None = None
+    steps_instead: tuple[tuple[int, int], ...] | None = None
     _steps: tuple[tuple[int, int], ...] | None = None
     _capture: CaptureSettings | None = None
     _epoch: int = -1
@@ -86,7 +88,8 @@ class Convergence:
         try:
             await self._apply_capture(desired)
             await self._apply_draft(desired, stats.draft)
-            await self._apply_steps(desired.steps_table if desired.draft_version != NO_DRAFT else PLAIN)
+            table = desired.steps_table if self.steps_instead is None else self.steps_instead
+            await self._apply_steps(table if desired.draft_version != NO_DRAFT else PLAIN)
         except TideError as error:
             if str(error) != self.last_error:
                 log.warning("desired_state_not_reached", generation=desired.generation, error=str(error))

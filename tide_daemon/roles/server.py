@@ -19,7 +19,11 @@ from tide_daemon.bus.outbox import Outbox
 from tide_daemon.bus.port import Bus
 from tide_daemon.engine.port import Engine, EngineStats
 from tide_daemon.errors import TideError, WireError
+from tide_daemon.policy.alone import Alone
+from tide_daemon.policy.events import ServerReported
+from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import pace
+from tide_daemon.roles.controller_records import event_of_record
 from tide_daemon.roles.convergence import Convergence
 from tide_daemon.roles.node_report import ReportBuilder
 from tide_daemon.wire import envelope, subjects
@@ -75,6 +79,7 @@ class ServerRole:
     """Looks after one engine until told to stop.
 
     Args:
+        policy: by which the node looks after its own steps while the controller is away; defaults if None.
         share_target: None when trainers have the target's files, or another node shares them.
     """
 
@@ -84,10 +89,13 @@ class ServerRole:
         engine: Engine,
         fetch_draft: FetchDraft,
         settings: ServerSettings,
+        policy: PolicySettings | None = None,
         share_target: ShareTarget | None = None,
     ) -> None:
         self._bus = bus
         self._share_target = share_target
+        self._alone = Alone(settings.node, policy or PolicySettings())
+        self._reached_at = time.monotonic()
         self._chunks = Outbox(bus, max_bytes=settings.publish_bytes)
         # Only the newest reports matter, and chunks must not hold them up.
         self._reports = Outbox(bus, num_tasks=1, max_bytes=REPORT_BYTES, when_full="drop_oldest")
@@ -192,8 +200,24 @@ class ServerRole:
                 )
                 self._last_report = report
                 self._accept_length = pace.accept_length(report) or self._accept_length
+                self._look_after_steps(report)
                 await self._reports.offer(*message(spec.model, report))
             await asyncio.sleep(max(0.0, self._settings.report_interval_s - (time.monotonic() - started)))
+
+    def _look_after_steps(self, report: NodeReport) -> None:
+        """Let the node's own figures take steps away while the broker, and so any controller, is out of reach."""
+        now = time.monotonic()
+        event = event_of_record(report, now)
+        assert isinstance(event, ServerReported)
+        self._alone.observe(event)
+        if self._bus.connected:
+            self._reached_at = now
+        desired = self._convergence.desired
+        if desired is not None:
+            table = self._alone.table(now, desired.steps_table, now - self._reached_at)
+            if (table != desired.steps_table) != (self._convergence.steps_instead is not None):
+                log.warning("steps_by_ourselves", steps_table=table, desired=desired.steps_table)
+            self._convergence.steps_instead = table if table != desired.steps_table else None
 
     async def _follow(self) -> None:
         """Keep the newest desired state; the broker hands over the last one first."""

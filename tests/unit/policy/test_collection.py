@@ -1,3 +1,5 @@
+import random
+
 from tide_daemon.policy import collection
 from tide_daemon.policy.collection import CollectionState, decide, measure
 from tide_daemon.policy.settings import PolicySettings
@@ -37,6 +39,34 @@ def test_noise_is_no_shift() -> None:
     """Measurements that go up and down by 0.08 do not trip it."""
     state = collection.judged(CollectionState(), "reject", 0.0, SETTINGS)
     state = measured(state, [0.6 + 0.08 * (-1) ** index for index in range(500)])
+    assert not state.shifted
+
+
+def test_a_slow_drift_is_seen_that_the_averages_follow() -> None:
+    """0.2 lost over 4,000 measurements: short and long never part by epsilon, the sum below the old level says it."""
+    state = collection.judged(CollectionState(), "reject", 0.0, SETTINGS)
+    state = measured(state, [0.6 + 0.03 * (-1) ** index for index in range(200)])
+    for index in range(4000):
+        state = measure(state, 0.6 - 0.2 * index / 4000 + 0.03 * (-1) ** index, SETTINGS)
+        if state.shifted:
+            break
+    assert state.shifted and 0.5 < state.long < 0.58
+    assert "drift" in decide(state, has_draft=True, pays=True)[1]
+
+
+def test_noise_around_the_level_is_no_drift() -> None:
+    """Independent noise of deviation 0.05 does not trip it in 5,000 measurements."""
+    rng = random.Random(1)
+    state = collection.judged(CollectionState(), "reject", 0.0, SETTINGS)
+    state = measured(state, [rng.gauss(0.6, 0.05) for _ in range(5000)])
+    assert not state.shifted
+
+
+def test_another_draft_has_a_level_of_its_own() -> None:
+    """What an earlier draft lost is not held against the next."""
+    state = collection.judged(measured(CollectionState(), [0.6] * 200 + [0.55] * 40), "reject", 0.0, SETTINGS)
+    assert state.fall > 0.0
+    state = measured(collection.draft_changed(state), [0.5] * 2000)
     assert not state.shifted
 
 

@@ -79,6 +79,39 @@ def test_impossible_scores_do_not_vote() -> None:
     assert judge(candidate(pairs), 1, SETTINGS).verdict == NEED_MORE_DATA
 
 
+def two_workloads(chat_gain: float, code: list[tuple[float, float]]) -> CandidatePublished:
+    """24 requests of chat and some of code."""
+    scores = tuple(
+        RequestScored(f"{workload}{index:012x}", workload, 100, before * 100, after * 100)
+        for workload, pairs in (("chat", noisy(chat_gain, 24, 0.02)), ("code", code))
+        for index, (before, after) in enumerate(pairs)
+    )
+    return CandidatePublished(0.0, 2, "d" * 64, 1, "trainer", 0, 3, scores)
+
+
+def test_no_workload_with_enough_data_may_lose_much() -> None:
+    """Good on the whole, and code loses a tenth: refused, in words that name it."""
+    verdict = judge(two_workloads(0.4, noisy(-0.15, 12, 0.02)), 1, SETTINGS)
+    assert verdict.verdict == REJECT and verdict.gain > 0.1
+    assert "code would lose 0.1" in verdict.reason
+
+
+def test_a_small_loss_of_one_workload_is_allowed() -> None:
+    """Within gate_max_loss of its accept length the whole decides."""
+    assert judge(two_workloads(0.3, noisy(-0.03, 12, 0.02)), 1, SETTINGS).verdict == PROMOTE
+
+
+def test_a_loss_within_the_noise_needs_more_data() -> None:
+    """Code looks worse than allowed, but eight scattered requests do not prove it."""
+    scattered = [(1.5, 1.5 + change) for change in (0.3, -0.5) * 4]
+    assert judge(two_workloads(0.4, scattered), 1, SETTINGS).verdict == NEED_MORE_DATA
+
+
+def test_a_workload_with_little_data_has_no_say() -> None:
+    """Seven requests are too few to forbid anything."""
+    assert judge(two_workloads(0.4, noisy(-0.3, 7, 0.02)), 1, SETTINGS).verdict == PROMOTE
+
+
 def test_the_bound_holds_as_often_as_it_says() -> None:
     """With no true gain at most about 10% of candidates are promoted at 90% confidence."""
     promoted = sum(judge(candidate(noisy(0.0, 16, seed=seed)), 1, SETTINGS).verdict == PROMOTE for seed in range(600))

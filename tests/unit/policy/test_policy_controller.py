@@ -1,6 +1,7 @@
 """The controller as a whole: what is asked of whom, after which event."""
 
 import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -141,18 +142,65 @@ def test_a_shift_during_the_watch_is_no_rollback() -> None:
     assert (fleet.controller.fleet.serving_version, fleet.controller.fleet.stage) == (2, "steady")
 
 
-@pytest.mark.parametrize("stage_to_fail", ["canary", "watch"])
-def test_an_engine_that_goes_down_rolls_back(stage_to_fail: str) -> None:
-    """While a draft is new, a dead engine counts against it."""
+def until(stage: str, fleet: Fleet) -> None:
+    while fleet.controller.fleet.stage != stage:
+        fleet.run(1)
+
+
+def test_an_engine_that_goes_down_on_the_canary_rolls_back() -> None:
+    """While nothing speaks for a draft, a dead engine counts against it."""
     fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
     fleet.run(20)
     fleet.publish(1, 2.1)
-    while fleet.controller.fleet.stage != stage_to_fail:
-        fleet.run(1)
+    until("canary", fleet)
+    fleet.nodes[0].engine = "down"
+    fleet.run(2)
+    assert (fleet.controller.fleet.serving_version, fleet.controller.fleet.refused) == (0, (1,))
+
+
+def test_once_down_after_a_good_canary_is_no_rollback_twice_is() -> None:
+    """The draft has shown itself: one outage is noted, the next one on the same node condemns it."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    until("watch", fleet)
+    node = fleet.nodes[0]
+    node.engine = "down"
+    fleet.run(3)
+    assert fleet.controller.fleet.serving_version == 1
+    assert [name for name, _ in fleet.controller.fleet.downs] == ["node-a"]
+    node.engine = "ready"
+    fleet.run(3)
+    node.engine = "down"
+    fleet.run(2)
+    assert (fleet.controller.fleet.serving_version, fleet.controller.fleet.refused) == (0, (1,))
+
+
+def test_a_draft_that_has_shown_nothing_is_condemned_by_its_first_outage() -> None:
+    """A single node lets a draft through without live figures; then an engine that goes down is reason enough."""
+    fleet = one_node(lambda v, t: 0.05 if v else 0.0, lambda t: 8)
+    fleet.run(20)
+    fleet.publish(1, 1.05)
+    until("watch", fleet)
+    assert not fleet.controller.fleet.proven
     fleet.nodes[0].engine = "down"
     fleet.run(2)
     assert fleet.controller.fleet.serving_version == 0
-    assert fleet.controller.fleet.refused == (1,)
+
+
+def test_a_successor_does_not_count_the_same_outage_twice() -> None:
+    """It finds the engine down and noted; only another outage would be the second."""
+    watch = FleetState(
+        serving_version=1, serving_digest=digest_of(1), stage="watch", since=1000.0, judged=(1,), proven=True,
+        downs=(("a", 1001.0),),
+    )  # fmt: skip
+    successor = started(watch)
+    successor.handle(report("a", 1005.0, engine="down"))
+    successor.handle(report("a", 1006.0, engine="down", sequence=2))
+    assert successor.fleet == watch
+    successor.handle(report("a", 1010.0, version=1, sequence=3))
+    successor.handle(report("a", 1012.0, engine="down", sequence=4))
+    assert successor.fleet.refused == (1,)
 
 
 def test_a_silent_node_is_left_out_and_taken_back() -> None:
@@ -248,6 +296,61 @@ def test_collection_goes_on_and_off_with_the_gate() -> None:
     fleet.run(30)
     assert fleet.nodes[0].desired.sample_rate == 1.0
     assert "shift" in fleet.controller.collection.reason
+
+
+def calls_for_one_report(num_nodes: int) -> int:
+    """Python calls that one more report of one node takes in a fleet that has settled."""
+    controller = started(FleetState(serving_version=1, serving_digest=digest_of(1)))
+    for sequence in range(3):
+        for index in range(num_nodes):
+            controller.handle(report(f"node-{index:04d}", 1001.0 + sequence, version=1, sequence=sequence))
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        controller.handle(report("node-0000", 1004.0, version=1, sequence=4))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_report_costs_what_its_node_costs() -> None:
+    """The same work for the same report, whether 2 nodes are there or 200."""
+    assert calls_for_one_report(2) == calls_for_one_report(200)
+
+
+def test_a_lost_canary_is_noticed_by_whatever_comes_next() -> None:
+    """Silent for longer than the deadline: the next event of anybody ends the canary."""
+    canary = FleetState(
+        stage="canary", candidate_version=1, candidate_digest=digest_of(1), canary="a", since=1000.0, judged=(1,)
+    )
+    controller = started(canary)
+    controller.handle(report("a", 1001.0))
+    controller.handle(report("b", 1001.0))
+    controller.handle(report("b", 1100.0))
+    assert controller.fleet.stage == "canary"
+    controller.handle(report("b", 1001.0 + SETTINGS.rollout_deadline_s))
+    assert controller.fleet.refused == (1,)
+
+
+def test_the_rest_is_over_when_the_last_node_is_there_or_gone() -> None:
+    """Three nodes: one reports the draft, then another, and the third falls silent."""
+    rest = FleetState(serving_version=1, serving_digest=digest_of(1), stage="rest", since=1000.0, judged=(1,))
+    controller = started(rest)
+    for name in ("a", "b", "c"):
+        controller.handle(report(name, 1001.0, version=0 if name != "a" else 1))
+    # The first to report was alone and had the draft, so look at the stage with all of them there.
+    controller.fleet = rest
+    controller.handle(report("b", 1010.0, version=1))
+    assert controller.fleet.stage == "rest"
+    controller.handle(report("a", 1011.0, version=1))
+    assert controller.fleet.stage == "rest"
+    controller.handle(Tick(1001.0 + SETTINGS.lost_after_s + 1.0))
+    assert controller.fleet.stage == "watch"
 
 
 def test_time_never_goes_back() -> None:

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 
 from tide_daemon.policy.events import CandidatePublished, FleetState
+from tide_daemon.policy.node_view import NodeView
 from tide_daemon.policy.rollout import (
     REST,
     STEADY,
     WATCH,
-    NodeView,
     advance,
     begin,
     draft_for,
@@ -108,6 +108,24 @@ def test_watch_ends_in_peace_or_rolls_back() -> None:
     back = advance(watch, [RUNS_NEW, replace(other, live=1.2)], 1010.0, SETTINGS)
     assert back is not None
     assert (back.fleet.serving_version, back.fleet.serving_digest, back.fleet.refused) == (1, OLD, (2,))
+
+
+def test_engines_that_go_down_after_the_canary() -> None:
+    """The third of different nodes is one too many; one that was down before, or is not up yet, says nothing."""
+    rest = replace(IN_CANARY, stage=REST, serving_version=2, serving_digest=NEW, previous_version=1,
+                   previous_digest=OLD, candidate_version=0, candidate_digest="", canary="", proven=True)  # fmt: skip
+    down = replace(RUNS_OLD, engine="down", down_since=1005.0)
+    noted = advance(rest, [RUNS_NEW, RUNS_OLD, down], 1010.0, SETTINGS)
+    assert noted is not None and (noted.fleet.stage, noted.fleet.downs) == (REST, (("b", 1005.0),))
+    assert advance(noted.fleet, [RUNS_OLD, down], 1011.0, SETTINGS) is None
+    over = advance(rest, [RUNS_NEW, down], 1010.0, SETTINGS)
+    assert over is not None and (over.fleet.stage, over.fleet.downs) == (WATCH, (("b", 1005.0),))
+    more = [replace(down, name=name) for name in ("c", "d")]
+    back = advance(noted.fleet, [RUNS_OLD, *more], 1012.0, SETTINGS)
+    assert back is not None and "3 engines" in back.reason and back.fleet.serving_version == 1
+    for other in (replace(down, down_since=900.0), replace(RUNS_OLD, engine="starting")):
+        passed = advance(rest, [RUNS_NEW, other], 1010.0, SETTINGS)
+        assert passed is not None and passed.fleet.stage == WATCH
 
 
 def test_steady_does_nothing() -> None:

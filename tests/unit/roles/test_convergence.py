@@ -135,3 +135,16 @@ async def test_starting_engine_is_not_commanded(engine: RecordingEngine) -> None
     convergence.offer(desired(1))
     assert not await convergence.converge(engine.stats(state="starting"))
     assert engine.calls == []
+
+
+async def test_steps_of_its_own_replace_the_desired_ones_until_they_are_withdrawn(engine: RecordingEngine) -> None:
+    """While the controller is away a node may run fewer steps than were desired; afterwards those are back."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    await convergence.converge(engine.stats())
+    engine.calls.clear()
+    convergence.steps_instead = ()
+    await convergence.converge(engine.stats())
+    convergence.steps_instead = None
+    await convergence.converge(engine.stats())
+    assert engine.calls == [("steps", ()), ("steps", ((4, 3),))]

@@ -10,10 +10,11 @@ from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
 from tide_daemon.engine.modelled import TINY_TARGET, ModelledEngine, ModelledSettings, Traffic
 from tide_daemon.errors import BusFullError
+from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import server
 from tide_daemon.roles.server import ServerRole, ServerSettings
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import DesiredServer, HiddenChunk, TargetSpec
+from tide_daemon.wire.records import DesiredServer, HiddenChunk, NodeReport, StepStats, TargetSpec
 
 MODEL = TINY_TARGET.model
 SETTINGS = ServerSettings("n1", drain_interval_s=0.01, report_interval_s=0.05, flush_deadline_s=0.2)
@@ -161,7 +162,7 @@ async def test_the_target_is_shared_once_and_trying_goes_on_until_then(
         shared.append(spec)
 
     stop = asyncio.Event()
-    role = ServerRole(bus, engine, no_draft, SETTINGS, share)
+    role = ServerRole(bus, engine, no_draft, SETTINGS, share_target=share)
     running = asyncio.create_task(role.run(stop))
 
     async def shows() -> bool:
@@ -177,3 +178,24 @@ async def test_the_target_is_shared_once_and_trying_goes_on_until_then(
     stop.set()
     await asyncio.wait_for(running, 10)
     assert shared == [TINY_TARGET]
+
+
+def losing_report(sequence: int, num_steps: int) -> NodeReport:
+    """A second at batch 8: a step of 70 ms, with drafts of which none is accepted it takes 110."""
+    step_s = 0.11 if num_steps else 0.07
+    step = StepStats(8, num_steps, 10, 80, (0,) * num_steps, 10 * step_s, 0.7, step_s)
+    digest = f"{1:064x}"
+    return NodeReport("n1", 0.0, sequence, "ready", 1, digest, 1, 8, 1.0, (step,), True, 0, 0, 0, 0, 0, 1, 1)
+
+
+def test_out_of_reach_steps_that_lose_are_given_up(bus: SilentBus, engine: WatchedEngine) -> None:
+    """The broker is away and the node's own figures say that speculation loses: plain, until it is back."""
+    role = ServerRole(bus, engine, no_draft, SETTINGS, PolicySettings(max_batch_size=8, alone_after_s=0.0))
+    role._convergence.offer(DesiredServer("n1", 1, 1, 0.0, 1, f"{1:064x}", ((8, 3),), True, 1.0, "a test"))
+    for sequence in range(10):
+        role._look_after_steps(losing_report(sequence, 0))
+    assert role._convergence.steps_instead is None
+    bus._broker.down = True
+    for sequence in range(10, 20):
+        role._look_after_steps(losing_report(sequence, 3))
+    assert role._convergence.steps_instead == ()

@@ -1,0 +1,83 @@
+"""Whole runs: the same every time, the invariants hold throughout, and TIDE does what it is for."""
+
+import pytest
+
+from tests.unit.simulate.small import small
+from tide_daemon.simulate.figures import compare, result_map
+from tide_daemon.simulate.reading import read
+from tide_daemon.simulate.running import NEWEST, PLAIN, STATIC, run_fixed, run_tide
+
+SHIFT = [
+    {"name": "code", "hours": 0.1, "running": 16.0, "running_spread": 0.1, "mix": {"code": 1.0}},
+    {"name": "chat", "hours": 0.3, "running": 16.0, "running_spread": 0.1, "mix": {"chat": 1.0}},
+]
+
+
+def test_the_same_seed_gives_the_same_result() -> None:
+    """Digit for digit, decisions included; another seed gives another one."""
+    scenario = read("shift", small(phase=SHIFT, network={"loss": 0.05, "delay_s": 0.2}))
+    first, second = (result_map(scenario, run_tide(scenario), [], None) for _ in range(2))
+    assert first == second
+    other = read("shift", small(phase=SHIFT, network={"loss": 0.05, "delay_s": 0.2}, seed=2))
+    assert result_map(other, run_tide(other), [], None)["counts"] != first["counts"]
+
+
+def test_policies_meet_the_same_traffic() -> None:
+    """Whatever is decided, plain decoding would have made the same of it."""
+    scenario = read("shift", small(phase=SHIFT, stall_s=0.0))
+    plain = run_fixed(scenario, PLAIN, 0).counts
+    assert plain.tokens == pytest.approx(plain.plain_tokens)
+    for run in (run_tide(scenario), run_fixed(scenario, STATIC, 2), run_fixed(scenario, NEWEST, 2)):
+        assert run.counts.plain_tokens == pytest.approx(plain.tokens, rel=1e-3)
+
+
+def test_a_shift_is_answered_by_a_new_draft() -> None:
+    """TIDE beats plain decoding and the first draft after a shift, and is never far below plain."""
+    scenario = read("shift", small(phase=SHIFT))
+    tide, compared = run_tide(scenario, checked=True), compare(scenario)
+    result = result_map(scenario, tide, compared, None)
+    chat = result["phases"][1]["counted_tokens"]
+    assert tide.counts.promoted > 0 and tide.versions[-1][1] > 1
+    assert chat["tide"] > 1.1 * chat["plain"] and chat["tide"] > 1.1 * chat["static"]
+    assert result["worst_window"]["over_plain"] > 0.95
+    assert {each.policy for each in compared} == {"plain", "static", "newest"}
+
+
+@pytest.mark.parametrize("kind", ["trainers_lost", "controller_lost", "cut_off", "engine_down"])
+def test_every_failure_is_survived(kind: str) -> None:
+    """With invariants checked after every event, and a draft served again at the end."""
+    failure = {"kind": kind, "at_hours": 0.12, "seconds": 60.0, "share": 0.5}
+    scenario = read("broken", small(phase=SHIFT, failure=[failure], network={"loss": 0.1, "delay_s": 0.3}))
+    tide = run_tide(scenario, checked=True)
+    assert tide.versions[-1][1] > 0
+    assert [decision.text for decision in tide.decisions if decision.kind == "failure"] == [
+        f"{kind} begins",
+        f"{kind} is over",
+    ]
+
+
+def test_a_successor_goes_on_from_what_stands_on_the_bus() -> None:
+    """The controller is replaced every minute, and lost for 15 seconds each time: no version is judged twice."""
+    failures = [{"kind": "controller_lost", "at_hours": minute / 60, "seconds": 15.0} for minute in range(2, 20, 2)]
+    scenario = read("replaced", small(phase=SHIFT, failure=failures))
+    tide = run_tide(scenario, checked=True)
+    judged = [d.text.split(":")[0] for d in tide.decisions if d.kind in ("promote", "reject", "need_more_data")]
+    assert judged and len(judged) == len(set(judged))
+    assert tide.counts.promoted > 0
+
+
+def test_a_poisoned_candidate_is_rolled_back_on_its_canary() -> None:
+    """It passes the gate, fails live, and the fleet never serves it."""
+    scenario = read("poisoned", small(phase=SHIFT, poison=[{"after_hours": 0.12, "live_share": 0.3}]))
+    tide = run_tide(scenario, checked=True)
+    (failed,) = [decision for decision in tide.decisions if "rolled back" in decision.text]
+    assert tide.counts.poisoned == tide.counts.rolled_back == 1
+    assert not {version for _, version in tide.versions} & {int(word) for word in failed.text.split() if word.isdigit()}
+
+
+def test_day_0_begins_without_a_draft() -> None:
+    """No first draft: plain decoding until the first candidate has passed."""
+    document = small(phase=SHIFT)
+    del document["first_draft"]
+    tide = run_tide(read("day0", document), checked=True)
+    assert tide.versions[0] == (0.0, 0) and tide.versions[-1][1] > 0

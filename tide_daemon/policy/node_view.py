@@ -1,0 +1,79 @@
+"""A server node as a rollout sees it: what rollout.py and outages.py decide by."""
+
+from dataclasses import dataclass
+
+from tide_daemon.policy.events import FleetState
+from tide_daemon.policy.node import NodeState
+
+_BASELINE_MAX_AGE_S = 120.0
+"""What was seen of the draft before so long ago says nothing about today's traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One server node as a rollout sees it.
+
+    Attributes:
+        alive: heard of lately.
+        down_since: when its engine went down, None while it is not; -inf if it was so when first heard of.
+        running_since: when it first reported what it runs.
+        settled: nothing is under way on it that would bring live evidence soon.
+        busy: it had traffic lately.
+        busy_running_s: busy seconds since running_since.
+        num_seen: chains verified under what it runs.
+        live, live_error: accept length under it and standard error, on chains as long as the baseline's.
+        baseline: accept length of what it ran before, None if that is not known well or too old.
+    """
+
+    name: str
+    alive: bool
+    engine: str
+    running_version: int
+    running_digest: str
+    running_since: float
+    settled: bool
+    busy: bool
+    busy_running_s: float
+    num_seen: int
+    live: float
+    live_error: float
+    baseline: float | None
+    down_since: float | None = None
+
+
+def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
+    """How a rollout sees a node.
+
+    Args:
+        alive: heard of lately.
+        settled: nothing is under way on it that would bring live evidence soon.
+    """
+    known = node.baseline
+    num_steps = 1 if known is None else known.num_steps
+    comparable = (
+        known is not None
+        and known.evidence >= node.settings.min_proposals
+        and node.running_since - known.at <= _BASELINE_MAX_AGE_S
+    )
+    return NodeView(
+        name=node.name,
+        alive=alive,
+        engine=node.engine,
+        running_version=node.running_version,
+        running_digest=node.running_digest,
+        running_since=node.running_since,
+        settled=settled,
+        busy=node.busiest() is not None,
+        busy_running_s=node.busy_s - node.running_since_busy_s,
+        num_seen=node.trial.num_seen,
+        live=node.trial.accept_length(num_steps),
+        live_error=node.trial.standard_error(num_steps),
+        baseline=known.accept_length if known is not None and comparable else None,
+        down_since=node.down_since,
+    )
+
+
+def is_outstanding(fleet: FleetState, node: NodeState) -> bool:
+    """Whether the stage "rest" waits for this node, given that it is there."""
+    runs = (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)
+    return node.engine == "ready" and not runs

@@ -1,0 +1,59 @@
+"""The trainers that were heard of: what each said and was asked for, and which of them begins a round.
+
+When a round pays is in rounds.py; this file keeps the state and turns answers into instructions.
+"""
+
+from tide_daemon.policy.asked import TrainerState
+from tide_daemon.policy.events import TrainerFound, TrainerReported
+from tide_daemon.policy.instructions import Instruction, SetTrainer
+from tide_daemon.policy.rounds import RoundWanted, next_round
+from tide_daemon.policy.settings import PolicySettings
+
+
+class Trainers:
+    """All trainers of a model. Changed by `found`, `take` and `ask` only, all called by the controller."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._settings = settings
+        self.by_name: dict[str, TrainerState] = {}
+
+    def found(self, event: TrainerFound) -> None:
+        """What an earlier leader had asked of one; what is known already stays."""
+        self.by_name.setdefault(event.trainer, TrainerState.from_found(event))
+
+    def take(self, event: TrainerReported, at: float) -> None:
+        """Take in a report at the controller's time `at`."""
+        self.by_name.setdefault(event.trainer, TrainerState()).take(event, at)
+
+    def is_alive(self, name: str, at: float) -> bool:
+        """Whether it was heard of lately."""
+        report = self.by_name[name].report
+        return report is not None and at - report.at <= self._settings.lost_after_s
+
+    def next_round(self, at: float, serving_version: int, *, shifted: bool) -> RoundWanted | None:
+        """The round to begin now, None to wait."""
+        views = [self.by_name[name].view(name) for name in sorted(self.by_name) if self.is_alive(name, at)]
+        known = [view for view in views if view is not None]
+        return next_round(known, at, serving_version, shifted, self._settings)
+
+    def ask(self, at: float, served: tuple[int, str], wanted: RoundWanted | None, cause: str) -> list[Instruction]:
+        """Tell each that is there which draft is served, and one of them to begin the round that is wanted."""
+        instructions: list[Instruction] = []
+        for name in sorted(self.by_name):
+            trainer = self.by_name[name]
+            report = trainer.report
+            if report is None or not self.is_alive(name, at):
+                continue
+            begins = wanted is not None and wanted.trainer == name
+            if trainer.generation > 0 and not begins and served == (trainer.serving_version, trainer.serving_digest):
+                continue
+            reason = f"version {served[0]} is served"
+            if wanted is not None and begins:
+                trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
+            elif trainer.generation == 0:
+                trainer.round = report.round
+            trainer.generation += 1
+            trainer.serving_version, trainer.serving_digest = served
+            numbers = {"new_tokens": float(report.new_tokens)}
+            instructions.append(SetTrainer(name, trainer.generation, trainer.round, *served, cause, reason, numbers))
+        return instructions
