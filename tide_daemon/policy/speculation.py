@@ -85,7 +85,8 @@ class Speculation:
 
     def has_settled(self, at: float) -> bool:
         """Whether nothing is under way that would soon bring live evidence about the running draft."""
-        coming = self.probe is not None or (self.speculates() and self.node.busiest() is not None)
+        # An idle node shows nothing soon, whatever is asked of it.
+        coming = self.node.busiest() is not None and (self.probe is not None or self.speculates())
         return not coming and at - self.node.running_since >= self.settings.settle_s
 
     def numbers(self) -> dict[str, float]:
