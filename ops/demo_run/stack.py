@@ -73,7 +73,7 @@ def role_config(
             "heldout_share": 0.25,
             # The gate shall judge by the traffic of the last minutes, and a change be seen within seconds.
             "heldout_max_requests": 24,
-            "shadow_interval_s": 5.0,
+            "shadow_interval_s": 10.0,
             # It shares two cores with the server here; on a machine of its own it need not stand back.
             "nice": 19,
             "report_interval_s": 1.0,

@@ -68,7 +68,7 @@ class TrainerSettings:
     heldout_max_age_s: float = 86_400.0
     score_max_positions: int = 4096
     shadow_interval_s: float = 30.0
-    shadow_max_requests: int = 8
+    shadow_max_requests: int = 4
 
     round_min_tokens: int = 2_000
     round_max_tokens: int = 40_000
