@@ -29,6 +29,7 @@ from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config
 
+SETTLE_S = 3.0
 COMMAND_TIMEOUT_S = 120.0
 
 
@@ -91,6 +92,8 @@ async def _run(settings: Settings) -> dict[str, float]:
         figures = await turns(plain, "plain")
         control = ControlClient(control_socket(config.run_dir, 0))
         mine.resume()
+        # While it stood still its daemon's calls piled up; the first calls of all are turned away until they are through.
+        await asyncio.sleep(SETTLE_S)
         await control.call("stage", COMMAND_TIMEOUT_S, directory=str(draft.resolve()), version=1, digest=digest)
         await control.call("swap", COMMAND_TIMEOUT_S)
         await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[64, 3]])
