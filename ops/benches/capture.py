@@ -92,7 +92,7 @@ async def _run(settings: Settings) -> dict[str, float]:
         figures = await turns(plain, "plain")
         control = ControlClient(control_socket(config.run_dir, 0))
         mine.resume()
-        # While it stood still its daemon's calls piled up; the first calls of all are turned away until they are through.
+        # While it stood still its daemon's calls piled up; more are turned away until those are through.
         await asyncio.sleep(SETTLE_S)
         await control.call("stage", COMMAND_TIMEOUT_S, directory=str(draft.resolve()), version=1, digest=digest)
         await control.call("swap", COMMAND_TIMEOUT_S)
