@@ -20,7 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.serving import BenchServer, ours, random_prompts, target_of, without_plugin, write_random_draft_like
+from benches.serving import (
+    COMMAND_TIMEOUT_S,
+    BenchServer,
+    ours,
+    random_prompts,
+    swap_in,
+    target_of,
+    without_plugin,
+    write_random_draft_like,
+)
 from benches.settings import Settings
 from tide_daemon.bus.embedded import EmbeddedServer, EmbeddedSettings
 from tide_daemon.bus.topology import TopologyLimits, build_topology
@@ -30,7 +39,6 @@ from tide_daemon.engine.sglang.start import command, prepare
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config
 
 SETTLE_S = 3.0
-COMMAND_TIMEOUT_S = 120.0
 
 
 def run(settings: Settings) -> dict[str, float]:
@@ -94,8 +102,7 @@ async def _run(settings: Settings) -> dict[str, float]:
         mine.resume()
         # While it stood still its daemon's calls piled up; more are turned away until those are through.
         await asyncio.sleep(SETTLE_S)
-        await control.call("stage", COMMAND_TIMEOUT_S, directory=str(draft.resolve()), version=1, digest=digest)
-        await control.call("swap", COMMAND_TIMEOUT_S)
+        await swap_in(control, draft, 1, digest)
         await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[64, 3]])
         mine.pause()
         figures |= await turns(spec, "spec")

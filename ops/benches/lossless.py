@@ -16,7 +16,7 @@ import numpy as np
 from demo_run.stack import AUX_LAYERS
 
 from benches.code_draft import held_out_prompts, write_drafts
-from benches.serving import BenchServer, Reply, ours, target_of
+from benches.serving import COMMAND_TIMEOUT_S, BenchServer, Reply, ours, swap_in, target_of
 from benches.settings import Settings
 from tide_daemon.draft.checkpoint import Checkpoint
 from tide_daemon.engine.control import ControlClient
@@ -24,7 +24,6 @@ from tide_daemon.engine.sglang.merge import parse_steps
 from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 
-TIMEOUT_S = 120.0
 BATCH = 8
 MAX_STEPS = 5
 
@@ -65,7 +64,7 @@ async def _start(target: Path, folder: Path, dtype: str) -> tuple[BenchServer, C
     server = BenchServer("ours", *command(config), config.port, config.run_dir)
     await server.ready()
     control = ControlClient(control_socket(config.run_dir, 0))
-    await control.call("set_steps", TIMEOUT_S, table=[])
+    await control.call("set_steps", COMMAND_TIMEOUT_S, table=[])
     return server, control
 
 
@@ -80,8 +79,7 @@ async def _disturbed(
 
     async def swap(version: int) -> None:
         folder, held = drafts[version % 2]
-        await control.call("stage", TIMEOUT_S, directory=str(folder.resolve()), version=version, digest=held.digest)
-        await control.call("swap", TIMEOUT_S)
+        await swap_in(control, folder, version, held.digest)
 
     await swap(1)
     chance, done = random.Random(0), asyncio.Event()
@@ -90,7 +88,7 @@ async def _disturbed(
         version = 1
         while not done.is_set():
             for _ in range(25):
-                await control.call("set_steps", TIMEOUT_S, table=[[BATCH, chance.randint(0, MAX_STEPS)]])
+                await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[BATCH, chance.randint(0, MAX_STEPS)]])
                 await asyncio.sleep(0.02)
             version += 1
             await swap(version)
@@ -100,8 +98,8 @@ async def _disturbed(
     answers = await server.answers(prompts, num_tokens, BATCH)
     done.set()
     num_swaps = await task
-    await control.call("set_steps", TIMEOUT_S, table=[])
-    stats = await control.call("stats", TIMEOUT_S)
+    await control.call("set_steps", COMMAND_TIMEOUT_S, table=[])
+    stats = await control.call("stats", COMMAND_TIMEOUT_S)
     if stats["problems"]:
         raise RuntimeError(f"the plug-in has problems: {stats['problems']}")
     drafted = [step for step in parse_steps(stats["steps"]) if step.num_steps > 0]

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -19,15 +18,18 @@ import numpy as np
 import torch
 from demo_data.model import fetch
 from demo_data.packages import cache_dir
+from demo_run.ports import free_port
 
 from benches.settings import Settings
 from tide_daemon.draft.checkpoint import load, save
+from tide_daemon.engine.control import ControlClient
 from tide_daemon.engine.sglang.launch_env import launch
 from tide_daemon.engine.sglang.process import EngineProcess, last_log_lines
 from tide_daemon.engine.sglang.settings import PluginSettings
 from tide_daemon.engine.sglang.start import SglangSettings
 
 START_LIMIT_S = 600.0
+COMMAND_TIMEOUT_S = 120.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -156,11 +158,10 @@ def write_random_draft_like(placeholder: Path, folder: Path, seed: int) -> str:
     return save(folder, held.config, tensors).digest
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+async def swap_in(control: ControlClient, folder: Path, version: int, digest: str) -> None:
+    """Stage the draft in `folder` (absolute) in an engine with our plug-in and swap it in."""
+    await control.call("stage", COMMAND_TIMEOUT_S, directory=str(folder), version=version, digest=digest)
+    await control.call("swap", COMMAND_TIMEOUT_S)
 
 
 def target_of(settings: Settings) -> tuple[Path, int]:

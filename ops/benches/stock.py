@@ -11,14 +11,13 @@ from pathlib import Path
 from demo_run.stack import AUX_LAYERS
 
 from benches.code_draft import held_out_prompts, write_drafts
-from benches.serving import BenchServer, Reply, ours, target_of, without_plugin
+from benches.serving import COMMAND_TIMEOUT_S, BenchServer, Reply, ours, swap_in, target_of, without_plugin
 from benches.settings import Settings
 from tide_daemon.draft import checkpoint
 from tide_daemon.engine.control import ControlClient
 from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 
-TIMEOUT_S = 120.0
 NUM_STEPS = 3
 
 
@@ -60,9 +59,8 @@ async def _under_plugin(
         await server.ready()
         control = ControlClient(control_socket(config.run_dir, 0))
         digest = checkpoint.load(draft).digest
-        await control.call("stage", TIMEOUT_S, directory=str(draft), version=1, digest=digest)
-        await control.call("swap", TIMEOUT_S)
-        await control.call("set_steps", TIMEOUT_S, table=[[64, NUM_STEPS]])
+        await swap_in(control, draft, 1, digest)
+        await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[64, NUM_STEPS]])
         return await server.answers(prompts, num_tokens, 1)
     finally:
         await server.stop()

@@ -15,14 +15,20 @@ import time
 import aiohttp
 import numpy as np
 
-from benches.serving import BenchServer, ours, random_prompts, target_of, write_random_draft_like
+from benches.serving import (
+    COMMAND_TIMEOUT_S,
+    BenchServer,
+    ours,
+    random_prompts,
+    swap_in,
+    target_of,
+    write_random_draft_like,
+)
 from benches.settings import Settings
 from tide_daemon.engine.control import ControlClient
 from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config
-
-COMMAND_TIMEOUT_S = 120.0
 
 Gap = tuple[float, float]
 """Start and end of the time between two pieces of one stream."""
@@ -53,10 +59,8 @@ async def _run(settings: Settings) -> dict[str, float]:
         async def swap(version: int) -> Gap:
             """Stage and swap; when it was asked for and when it was answered."""
             which = version % 2
-            directory = str(drafts[which].resolve())
             started = time.perf_counter()
-            await control.call("stage", COMMAND_TIMEOUT_S, directory=directory, version=version, digest=digests[which])
-            await control.call("swap", COMMAND_TIMEOUT_S)
+            await swap_in(control, drafts[which], version, digests[which])
             return started, time.perf_counter()
 
         await swap(1)
