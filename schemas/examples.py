@@ -4,6 +4,7 @@ Values are made up but possible, and never change: a peer built from an older co
 reading golden/*.bin. A new optional field gets a new example beside the old one.
 """
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -86,12 +87,17 @@ def manifest(base_version: int | None) -> records.DraftManifest:
     )
 
 
+BY_POSITION = (records.PositionScore(0, 30, 48.0, 58.5), records.PositionScore(64, 10, 14.0, 17.0))
+
 EXAMPLES: dict[str, Record] = {
     "hidden_chunk_bf16": hidden_chunk("bf16"),
     "hidden_chunk_bf16_planes": hidden_chunk("bf16-planes"),
     "hidden_chunk_int8_block64": hidden_chunk("int8-block64"),
     "draft_manifest_anchor": manifest(None),
     "draft_manifest_delta": manifest(7),
+    "draft_manifest_positions": dataclasses.replace(
+        manifest(7), scores=(records.RequestScore(REQUEST_ID[:16], "code", 16, 40, 62.0, 75.5, BY_POSITION),)
+    ),
     "draft_part": records.DraftPart(8, 1, PARTS[1][1]),
     "draft_claim": records.DraftClaim(8, "trainer-1", _sha256("version 8"), AT),
     "node_report": records.NodeReport(

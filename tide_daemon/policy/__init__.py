@@ -10,7 +10,9 @@ probing.py       the bounded price of finding out
 collection.py    TIDE's Algorithm 1: collect hidden states or not
 rounds.py        when to train
 trainers.py      what each trainer said and was asked for
+paired.py        the gain of one draft over another on the same requests
 gate.py          candidate against serving draft
+gate_parts.py    no workload and no stretch of the response pays for the others
 rollout.py       canary, rest, watch, roll back
 outages.py       what engines that go down say about a draft
 node_view.py     a node as a rollout sees it

@@ -102,14 +102,29 @@ class TrainerReported:
 
 
 @dataclass(frozen=True, slots=True)
+class PositionScored:
+    """The chain starts of a RequestScored from index `first_index` of the response on, up to the next such part."""
+
+    first_index: int
+    num_positions: int
+    serving_tokens: float
+    candidate_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestScored:
-    """One held-out request under two drafts: sums of accept lengths over the same `num_positions` chain starts."""
+    """One held-out request under two drafts: sums of accept lengths over the same `num_positions` chain starts.
+
+    Attributes:
+        by_position: the same by place in the response; empty when it was not counted.
+    """
 
     request: str
     workload: str
     num_positions: int
     serving_tokens: float
     candidate_tokens: float
+    by_position: tuple[PositionScored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

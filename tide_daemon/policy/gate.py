@@ -9,21 +9,14 @@ are not, so the error is that of a ratio over requests (linearised, as for clust
 and the bounds are D -+ t * se with Student's t of m - 1 degrees of freedom. Nothing is drawn at
 random, so a replay gives the same verdict. Day 0: no draft has accept length 1 by definition.
 
-A gain on the whole may be a loss for some. The same is computed for each workload that has enough held-out
-requests and chain starts by itself, and with g = gate_max_loss, a share of what the serving draft has there:
-
-    D + t * se < -g    surely a greater loss than that: reject
-    D < -g             it looks like one: need more data
-
-A workload with less data has no say: it would forbid every candidate by chance.
+A gain on the whole may be a loss for some workload or deep in the response: gate_parts.py objects.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, RequestScored
+from tide_daemon.policy.events import CandidatePublished, RequestScored
+from tide_daemon.policy.gate_parts import Part, pair_of, parts_of, worst_of
+from tide_daemon.policy.paired import gain_of
 from tide_daemon.policy.settings import PolicySettings
 
 PROMOTE = "promote"
@@ -40,6 +33,7 @@ class Verdict:
         accept_length: of the candidate, held-out.
         gain: mean gain over the serving draft.
         numbers: all of it for the journal.
+        lengths: (workload, held-out accept length of the candidate) of those with enough data.
     """
 
     verdict: str
@@ -47,6 +41,7 @@ class Verdict:
     accept_length: float
     gain: float
     numbers: dict[str, float]
+    lengths: tuple[tuple[str, float], ...] = ()
 
 
 def judge(candidate: CandidatePublished, serving_version: int, settings: PolicySettings) -> Verdict:
@@ -66,85 +61,47 @@ def judge(candidate: CandidatePublished, serving_version: int, settings: PolicyS
             f"{settings.gate_min_requests} and {settings.gate_min_positions} are needed"
         )
         return Verdict(NEED_MORE_DATA, reason, 1.0, 0.0, numbers)
-    differences = [
-        (score.num_positions, score.candidate_tokens - _serving_tokens(score, serving_version)) for score in scores
-    ]
-    gain, error = _paired_gain(differences)
-    reach = student_quantile(settings.gate_confidence, len(scores) - 1) * error
-    accept_length = math.fsum(score.candidate_tokens for score in scores) / num_positions
+    gain = gain_of([pair_of(score, serving_version) for score in scores], settings.gate_confidence)
+    parts = parts_of(scores, serving_version, settings)
     numbers |= {
-        "accept_length": accept_length,
-        "serving_accept_length": accept_length - gain,
-        "gain": gain,
-        "lower_bound": gain - reach,
-        "upper_bound": gain + reach,
+        "accept_length": gain.candidate_length,
+        "serving_accept_length": gain.serving_length,
+        "gain": gain.mean,
+        "lower_bound": gain.lower,
+        "upper_bound": gain.upper,
         "confidence": settings.gate_confidence,
     }
-    figures = f"gain {gain:+.3f} accept length, at least {gain - reach:+.3f} with {settings.gate_confidence:.0%}"
-    if gain > 0.0 and gain - reach >= settings.gate_min_gain:
-        objection = _objection(scores, serving_version, settings)
-        if objection is not None:
-            return Verdict(objection[0], f"{figures}; {objection[1]}", accept_length, gain, numbers)
-        return Verdict(PROMOTE, figures, accept_length, gain, numbers)
-    if gain <= 0.0 or gain + reach < settings.gate_min_gain:
-        return Verdict(REJECT, f"{figures}: not better", accept_length, gain, numbers)
-    return Verdict(NEED_MORE_DATA, f"{figures}: too few requests to be sure", accept_length, gain, numbers)
+    numbers |= {f"gain, {part.name}": part.gain.mean for part in parts}
+    lengths = tuple((part.workload, part.gain.candidate_length) for part in parts if part.workload is not None)
+    figures = f"gain {gain.mean:+.3f} accept length, at least {gain.lower:+.3f} with {settings.gate_confidence:.0%}"
+
+    def answer(verdict: str, reason: str) -> Verdict:
+        return Verdict(verdict, reason, gain.candidate_length, gain.mean, numbers, lengths)
+
+    if gain.mean > 0.0 and gain.lower >= settings.gate_min_gain:
+        worst = worst_of(parts, settings)
+        if worst is None:
+            return answer(PROMOTE, figures)
+        verdict, why = _objection(worst, settings)
+        numbers[f"upper_bound, {worst.name}"] = worst.gain.upper
+        return answer(verdict, f"{figures}; {why}")
+    if gain.mean <= 0.0 or gain.upper < settings.gate_min_gain:
+        return answer(REJECT, f"{figures}: not better")
+    return answer(NEED_MORE_DATA, f"{figures}: too few requests to be sure")
 
 
-def _objection(
-    scores: Sequence[RequestScored], serving_version: int, settings: PolicySettings
-) -> tuple[str, str] | None:
-    """(verdict, why) when a workload with enough data would lose more than is allowed; the worst one of them."""
-    worst: tuple[float, str, str] | None = None
-    for workload in sorted({score.workload for score in scores}):
-        own = [score for score in scores if score.workload == workload]
-        positions = sum(score.num_positions for score in own)
-        if len(own) < settings.gate_min_requests or positions < settings.gate_min_positions:
-            continue
-        before = math.fsum(_serving_tokens(score, serving_version) for score in own) / positions
-        gain, error = _paired_gain(
-            [(score.num_positions, score.candidate_tokens - _serving_tokens(score, serving_version)) for score in own]
-        )
-        reach = student_quantile(settings.gate_confidence, len(own) - 1) * error
-        allowed = settings.gate_max_loss * before
-        if gain < -allowed and (worst is None or gain / before < worst[0]):
-            verdict = REJECT if gain + reach < -allowed else NEED_MORE_DATA
-            name = workload or "unlabelled requests"
-            why = f"{name} would lose {-gain:.3f} of {before:.3f}, at most {allowed:.3f} may be lost"
-            worst = (gain / before, verdict, why)
-    return None if worst is None else worst[1:]
-
-
-def student_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t by the Cornish-Fisher series; 4% low at 3 degrees, 0.3% at 7, p <= 0.95.
-
-    Source: Abramowitz and Stegun 26.7.5.
-    """
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4.0,
-        (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / 96.0,
-        (3.0 * z**7 + 19.0 * z**5 + 17.0 * z**3 - 15.0 * z) / 384.0,
-    )
-    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
+def _objection(worst: Part, settings: PolicySettings) -> tuple[str, str]:
+    """(verdict, why) for a part that loses more than is allowed."""
+    gain = worst.gain
+    allowed = settings.gate_max_loss * gain.serving_length
+    surely = gain.upper < -allowed
+    why = f"{worst.name} would lose {-gain.mean:.3f} of {gain.serving_length:.3f}, at most {allowed:.3f} may be lost"
+    return (REJECT, why) if surely else (NEED_MORE_DATA, why)
 
 
 def _usable(score: RequestScored, serving_version: int, num_steps: int) -> bool:
     """Whether both accept lengths are possible: 1 to num_steps + 1. A trainer's mistake must not vote."""
     low = float(score.num_positions)
     high = low * (num_steps + 1) * (1.0 + 1e-9)
-    sums = (_serving_tokens(score, serving_version), score.candidate_tokens)
-    return score.num_positions > 0 and all(low <= tokens <= high for tokens in sums)
-
-
-def _serving_tokens(score: RequestScored, serving_version: int) -> float:
-    return float(score.num_positions) if serving_version == NO_DRAFT else score.serving_tokens
-
-
-def _paired_gain(differences: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """D and its standard error from (n_j, d_j)."""
-    total = sum(count for count, _ in differences)
-    gain = math.fsum(difference for _, difference in differences) / total
-    squares = math.fsum((difference - gain * count) ** 2 for count, difference in differences)
-    num_requests = len(differences)
-    return gain, math.sqrt(num_requests / (num_requests - 1) * squares) / total
+    pair = pair_of(score, serving_version)
+    return score.num_positions > 0 and all(low <= sums <= high for sums in (pair.serving_tokens, pair.candidate_tokens))

@@ -57,7 +57,8 @@ class PolicySettings:
 
         gate_min_requests, gate_min_positions: held-out requests and chain starts that a verdict needs.
         gate_min_gain: least lower confidence bound of the gain in accept length.
-        gate_max_loss: share of its accept length that a workload with enough data may lose to a candidate.
+        gate_max_loss: share of its accept length that a workload, or a stretch of the response, with enough data may
+            lose to a candidate.
         gate_confidence: one-sided confidence of the bound.
 
         watch_min_steps: chains under the new draft that a live comparison needs.

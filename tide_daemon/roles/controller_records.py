@@ -6,6 +6,7 @@ The policy does not know the wire; this is where their fields meet.
 from tide_daemon.policy.events import (
     CandidatePublished,
     Event,
+    PositionScored,
     RequestScored,
     ServerFound,
     ServerReported,
@@ -22,6 +23,7 @@ from tide_daemon.wire.records import (
     DraftManifest,
     NodeReport,
     Record,
+    RequestScore,
     TrainerReport,
 )
 
@@ -73,12 +75,7 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 shadow,
             )
         case DraftManifest():
-            scores = tuple(
-                RequestScored(
-                    item.request, item.workload, item.num_positions, item.serving_tokens, item.candidate_tokens
-                )
-                for item in record.scores
-            )
+            scores = tuple(_scored(item) for item in record.scores)
             return CandidatePublished(
                 at,
                 record.version,
@@ -90,6 +87,21 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 scores,
             )
     return None
+
+
+def _scored(score: RequestScore) -> RequestScored:
+    by_position = tuple(
+        PositionScored(item.first_index, item.num_positions, item.serving_tokens, item.candidate_tokens)
+        for item in score.by_position
+    )
+    return RequestScored(
+        score.request,
+        score.workload,
+        score.num_positions,
+        score.serving_tokens,
+        score.candidate_tokens,
+        by_position,
+    )
 
 
 def event_of_desired(record: DesiredServer | DesiredTrainer, at: float) -> ServerFound | TrainerFound:

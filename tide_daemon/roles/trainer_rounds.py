@@ -21,7 +21,7 @@ from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.draft_publish import Base, Publisher
 from tide_daemon.trainer.pipe import Message
 from tide_daemon.trainer.rounds import Round, Rounds
-from tide_daemon.trainer.scores import accept_lengths, by_workload, from_maps, paired
+from tide_daemon.trainer.scores import accept_lengths, by_workload, from_kept, from_maps, kept, paired
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.trainer.worker_link import JobFailedError, JobStoppedError, WorkerDiedError, WorkerLink
 from tide_daemon.wire.records import NO_DRAFT, DesiredTrainer, DraftManifest, RequestScore, ShadowScore, TargetSpec
@@ -206,7 +206,7 @@ class RoundRunner:
         """Candidate against the draft that is serving now, on the newest held-out requests."""
         held = round_.read("scores")
         if held is not None and held["serving_digest"] == desired.serving_digest:
-            scores = tuple(RequestScore(**score) for score in held["scores"])
+            scores = from_kept(held["scores"])
         else:
             command: Message = {
                 "do": "score",
@@ -217,8 +217,7 @@ class RoundRunner:
             }
             event = await self._job(command)
             scores = paired(from_maps(event["scores"]))
-            values = [{name: getattr(score, name) for name in RequestScore.__slots__} for score in scores]
-            round_.write("scores", {"serving_digest": desired.serving_digest, "scores": values})
+            round_.write("scores", {"serving_digest": desired.serving_digest, "scores": kept(scores)})
         self.progress.last_scores = scores
         serving, candidate = accept_lengths(scores)
         log.info(

@@ -9,6 +9,8 @@ out, as are starts in the prompt.
 `walked_*` counts the starts that serving would really visit: the first response token, then always
 the position after the accepted ones. Its mean is the accept length an engine reports; the mean over
 all starts has less noise and is what drafts are compared by.
+
+Starts are summed by their place in the response as well, see positions.py.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from tide_daemon.draft.model import Eagle3Draft
 from tide_daemon.trainer.batch import pack
+from tide_daemon.trainer.positions import BUCKETS, bucket_of, response_starts
 from tide_daemon.trainer.sample import Sample
 from tide_daemon.trainer.unroll import unroll
 
@@ -35,6 +38,7 @@ class SampleScore:
         accepted_at: for each step, starts whose drafts were right up to and with that step.
         first_position: position of the first start, -1 without any.
         walked_positions, walked_tokens: the same for the starts that serving would visit.
+        by_position: (starts, sum of their accept lengths) of each bucket of positions.BUCKETS.
     """
 
     num_positions: int
@@ -43,6 +47,7 @@ class SampleScore:
     first_position: int
     walked_positions: int
     walked_tokens: int
+    by_position: tuple[tuple[int, int], ...]
 
 
 def score(
@@ -56,18 +61,19 @@ def score(
         target_ids: int64 [Vd], the target token of each row of the draft's head.
         num_steps: chain length, at least 1.
     """
+    begins = response_starts(samples)
     order = sorted(range(len(samples)), key=lambda i: samples[i].num_rows)
     scores: dict[int, SampleScore] = {}
     group: list[int] = []
     rows = 0
     for i in order:
         if group and rows + samples[i].num_rows > BATCH_ROWS:
-            scores.update(_score_group(draft, embed_tokens, target_ids, samples, group, num_steps))
+            scores.update(_score_group(draft, embed_tokens, target_ids, samples, begins, group, num_steps))
             group, rows = [], 0
         group.append(i)
         rows += samples[i].num_rows
     if group:
-        scores.update(_score_group(draft, embed_tokens, target_ids, samples, group, num_steps))
+        scores.update(_score_group(draft, embed_tokens, target_ids, samples, begins, group, num_steps))
     return [scores[i] for i in range(len(samples))]
 
 
@@ -77,6 +83,7 @@ def _score_group(
     embed_tokens: Tensor,
     target_ids: Tensor,
     samples: Sequence[Sample],
+    begins: list[int],
     group: list[int],
     num_steps: int,
 ) -> dict[int, SampleScore]:
@@ -94,15 +101,24 @@ def _score_group(
     first_row = 0
     for i, length in zip(group, batch.lengths, strict=True):
         mine = (starts >= first_row) & (starts < first_row + length)
-        result[i] = _one(starts[mine] - first_row, accepted[mine], samples[i].first_position)
+        result[i] = _one(starts[mine] - first_row, accepted[mine], samples[i].first_position, begins[i])
         first_row += length
     return result
 
 
-def _one(rows: Tensor, accepted: Tensor, first_position: int) -> SampleScore:
-    """Score of one sample from its starts (rows, ascending) and bool [starts, num_steps]."""
+def _one(rows: Tensor, accepted: Tensor, first_position: int, begins: int) -> SampleScore:
+    """Score of one sample from its starts (rows, ascending) and bool [starts, num_steps].
+
+    Args:
+        begins: position of the first chain start of its request.
+    """
     tokens = (1 + accepted.sum(-1)).tolist()
     by_row = dict(zip(rows.tolist(), tokens, strict=True))
+    buckets = [[0, 0] for _ in BUCKETS]
+    for place, num_tokens in by_row.items():
+        bucket = buckets[bucket_of(first_position + place - begins)]
+        bucket[0] += 1
+        bucket[1] += num_tokens
     walked_positions = walked_tokens = 0
     row = int(rows[0]) if rows.numel() else 0
     while row in by_row:
@@ -116,4 +132,5 @@ def _one(rows: Tensor, accepted: Tensor, first_position: int) -> SampleScore:
         first_position=first_position + int(rows[0]) if rows.numel() else -1,
         walked_positions=walked_positions,
         walked_tokens=walked_tokens,
+        by_position=tuple((starts, num_tokens) for starts, num_tokens in buckets),
     )

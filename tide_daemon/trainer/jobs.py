@@ -21,10 +21,11 @@ from tide_daemon.trainer import evaluate
 from tide_daemon.trainer.frozen import FrozenTarget, load_frozen
 from tide_daemon.trainer.line import Line, Start
 from tide_daemon.trainer.pipe import Message
+from tide_daemon.trainer.positions import BUCKETS
 from tide_daemon.trainer.rounds import Round, Rounds, Trained
 from tide_daemon.trainer.sample import Sample
 from tide_daemon.trainer.sample_source import SampleSource
-from tide_daemon.trainer.scores import HeldOutScore, by_request, to_maps
+from tide_daemon.trainer.scores import HeldOutBucket, HeldOutScore, by_request, to_maps
 from tide_daemon.trainer.selection import heldout, select, unseen
 from tide_daemon.trainer.session import TrainSession
 from tide_daemon.trainer.settings import TrainerSettings
@@ -181,28 +182,43 @@ class Jobs:
         )
         samples = self._samples.scored(spec, requests, message["max_requests"], message["max_positions"])
         num_steps = self._settings.num_steps
-        tokens: list[list[int] | None] = []
-        positions: list[evaluate.SampleScore] = []
+        scored: list[list[evaluate.SampleScore] | None] = []
         for path in message["drafts"]:
             if stop.is_set():
                 raise StoppedError
-            if not path:
-                tokens.append(None)
-                continue
-            positions = score_draft(checkpoint.load(path), self._frozen, samples, num_steps)
-            tokens.append([score.num_tokens for score in positions])
-        rows = [
-            HeldOutScore(
-                request=sample.request_id[:16],
-                workload=sample.workload,
-                first_position=score.first_position,
-                num_positions=score.num_positions,
-                tokens=tuple(float(score.num_positions if each is None else each[i]) for each in tokens),
+            held = checkpoint.load(path) if path else None
+            scored.append(None if held is None else score_draft(held, self._frozen, samples, num_steps))
+        return {"scores": to_maps(by_request(_rows(samples, scored)))}
+
+
+def _rows(samples: list[Sample], scored: list[list[evaluate.SampleScore] | None]) -> list[HeldOutScore]:
+    """One row a sample with anything to score; None among `scored` is plain decoding. All drafts have the same starts.
+
+    Empty without a draft.
+    """
+    known = next((scores for scores in scored if scores is not None), None)
+    rows = []
+    for i, sample in enumerate(samples if known is not None else ()):
+        assert known is not None
+        starts = known[i]
+        if not starts.num_positions:
+            continue
+        own = [None if scores is None else scores[i] for scores in scored]
+        buckets = [
+            HeldOutBucket(
+                first_index,
+                starts.by_position[place][0],
+                tuple(float(starts.by_position[place][0] if s is None else s.by_position[place][1]) for s in own),
             )
-            for i, (sample, score) in enumerate(zip(samples, positions, strict=True))
-            if score.num_positions
+            for place, first_index in enumerate(BUCKETS)
+            if starts.by_position[place][0]
         ]
-        return {"scores": to_maps(by_request(rows))}
+        tokens = tuple(float(starts.num_positions if s is None else s.num_tokens) for s in own)
+        request = sample.request_id[:16]
+        rows.append(
+            HeldOutScore(request, sample.workload, starts.first_position, starts.num_positions, tokens, tuple(buckets))
+        )
+    return rows
 
 
 def score_draft(

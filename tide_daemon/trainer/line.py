@@ -27,12 +27,12 @@ from tide_daemon.trainer.frozen import FrozenTarget
 from tide_daemon.trainer.index import StoredRequest
 from tide_daemon.trainer.rounds import Round, Rounds
 from tide_daemon.trainer.sample_source import SampleSource
-from tide_daemon.trainer.scores import accept_lengths
+from tide_daemon.trainer.scores import accept_lengths, from_kept
 from tide_daemon.trainer.segments import sync_folder
 from tide_daemon.trainer.selection import trainable
 from tide_daemon.trainer.session import INIT_ROWS, TrainSession
 from tide_daemon.trainer.settings import TrainerSettings
-from tide_daemon.wire.records import RequestScore, TargetSpec
+from tide_daemon.wire.records import TargetSpec
 
 _COUNT_MEMORY = 0.97
 
@@ -179,5 +179,5 @@ def _is_promising(last: Round, start: Start) -> bool:
     held = last.read("scores")
     if held is None or held["serving_digest"] != start.serving_digest:
         return False
-    serving, candidate = accept_lengths([RequestScore(**score) for score in held["scores"]])
+    serving, candidate = accept_lengths(from_kept(held["scores"]))
     return candidate >= serving

@@ -5,7 +5,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tide_daemon.wire.records import RequestScore, ShadowScore
+from tide_daemon.wire.records import PositionScore, RequestScore, ShadowScore
+
+MAX_BY_POSITION = 1024
+"""Requests, the newest, that carry their buckets of positions: enough for any verdict, and bounded on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutBucket:
+    """The part of a HeldOutScore that lies in one bucket of positions.BUCKETS, which begins at `first_index`."""
+
+    first_index: int
+    num_positions: int
+    tokens: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +29,7 @@ class HeldOutScore:
         first_position: where the scored span starts.
         num_positions: number of chain starts.
         tokens: for each draft the sum of accept lengths; num_positions for plain decoding.
+        by_position: the same by place in the response, buckets without a start left out.
     """
 
     request: str
@@ -24,6 +37,7 @@ class HeldOutScore:
     first_position: int
     num_positions: int
     tokens: tuple[float, ...]
+    by_position: tuple[HeldOutBucket, ...] = ()
 
 
 def to_maps(scores: Iterable[HeldOutScore]) -> list[dict[str, Any]]:
@@ -33,7 +47,18 @@ def to_maps(scores: Iterable[HeldOutScore]) -> list[dict[str, Any]]:
 
 def from_maps(values: Iterable[dict[str, Any]]) -> list[HeldOutScore]:
     """Inverse of `to_maps`."""
-    return [HeldOutScore(**{**value, "tokens": tuple(value["tokens"])}) for value in values]
+    return [
+        HeldOutScore(
+            **{
+                **value,
+                "tokens": tuple(value["tokens"]),
+                "by_position": tuple(
+                    HeldOutBucket(**{**bucket, "tokens": tuple(bucket["tokens"])}) for bucket in value["by_position"]
+                ),
+            }
+        )
+        for value in values
+    ]
 
 
 def by_request(scores: Iterable[HeldOutScore]) -> list[HeldOutScore]:
@@ -41,25 +66,64 @@ def by_request(scores: Iterable[HeldOutScore]) -> list[HeldOutScore]:
     merged: dict[str, HeldOutScore] = {}
     for score in scores:
         held = merged.get(score.request)
-        merged[score.request] = (
-            score
-            if held is None
-            else HeldOutScore(
-                score.request,
-                held.workload,
-                min(held.first_position, score.first_position),
-                held.num_positions + score.num_positions,
-                tuple(a + b for a, b in zip(held.tokens, score.tokens, strict=True)),
-            )
-        )
+        merged[score.request] = score if held is None else _added(held, score)
     return list(merged.values())
 
 
-def paired(scores: Iterable[HeldOutScore]) -> tuple[RequestScore, ...]:
-    """Scores of (serving, candidate) as a manifest carries them."""
+def _added(one: HeldOutScore, other: HeldOutScore) -> HeldOutScore:
+    buckets = {bucket.first_index: bucket for bucket in one.by_position}
+    for bucket in other.by_position:
+        held = buckets.get(bucket.first_index)
+        buckets[bucket.first_index] = (
+            bucket
+            if held is None
+            else HeldOutBucket(
+                bucket.first_index,
+                held.num_positions + bucket.num_positions,
+                tuple(a + b for a, b in zip(held.tokens, bucket.tokens, strict=True)),
+            )
+        )
+    return HeldOutScore(
+        one.request,
+        one.workload,
+        min(one.first_position, other.first_position),
+        one.num_positions + other.num_positions,
+        tuple(a + b for a, b in zip(one.tokens, other.tokens, strict=True)),
+        tuple(buckets[first_index] for first_index in sorted(buckets)),
+    )
+
+
+def paired(scores: Iterable[HeldOutScore], candidate: int = 1) -> tuple[RequestScore, ...]:
+    """Scores of the serving draft, which is the first, and of the draft at index `candidate`, newest request first."""
     return tuple(
-        RequestScore(score.request, score.workload, score.first_position, score.num_positions, *score.tokens)
-        for score in scores
+        RequestScore(
+            score.request,
+            score.workload,
+            score.first_position,
+            score.num_positions,
+            score.tokens[0],
+            score.tokens[candidate],
+            tuple(
+                PositionScore(bucket.first_index, bucket.num_positions, bucket.tokens[0], bucket.tokens[candidate])
+                for bucket in (score.by_position if index < MAX_BY_POSITION else ())
+            ),
+        )
+        for index, score in enumerate(scores)
+    )
+
+
+def kept(scores: Iterable[RequestScore]) -> list[dict[str, Any]]:
+    """Plain values for a round's scores.json."""
+    return [dataclasses.asdict(score) for score in scores]
+
+
+def from_kept(values: Iterable[dict[str, Any]]) -> tuple[RequestScore, ...]:
+    """Inverse of `kept`; files without buckets of positions are read too."""
+    return tuple(
+        RequestScore(
+            **{**value, "by_position": tuple(PositionScore(**bucket) for bucket in value.get("by_position", ()))}
+        )
+        for value in values
     )
 
 

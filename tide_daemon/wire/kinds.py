@@ -116,6 +116,16 @@ PART_ENTRY = Struct(
     {"index": Int(0, MAX_PARTS - 1), "num_bytes": Int(1, MAX_BLOB_BYTES), "digest": _sha256},
 )
 
+POSITION_SCORE = Struct(
+    records.PositionScore,
+    {
+        "first_index": Int(0, 2**31 - 1),
+        "num_positions": _count,
+        "serving_tokens": Float(),
+        "candidate_tokens": Float(),
+    },
+)
+
 REQUEST_SCORE = Struct(
     records.RequestScore,
     {
@@ -125,6 +135,7 @@ REQUEST_SCORE = Struct(
         "num_positions": _count,
         "serving_tokens": Float(),
         "candidate_tokens": Float(),
+        "by_position": Array(POSITION_SCORE, 8),
     },
 )
 

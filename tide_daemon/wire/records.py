@@ -106,16 +106,32 @@ class PartEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class PositionScore:
+    """The part of a RequestScore whose chains start in one stretch of the response.
+
+    Attributes:
+        first_index: place in the response, 0 first, at which the stretch begins; it ends where the next one does.
+        num_positions, serving_tokens, candidate_tokens: as in RequestScore.
+    """
+
+    first_index: int
+    num_positions: int
+    serving_tokens: float
+    candidate_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestScore:
     """One held-out request, scored under two drafts by the same code.
 
     Attributes:
         request: first 16 hex digits of the request id.
         workload: label of the traffic class.
-        first_position: where the scored span starts (for position buckets).
+        first_position: where the scored span starts.
         num_positions: number of chain starts scored.
         serving_tokens: sum of accept lengths under the serving draft (>= num_positions).
         candidate_tokens: the same under the candidate.
+        by_position: the same by place in the response; empty when it was not counted.
     """
 
     request: str
@@ -124,6 +140,7 @@ class RequestScore:
     num_positions: int
     serving_tokens: float
     candidate_tokens: float
+    by_position: tuple[PositionScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 import random
+from dataclasses import replace
 
 import pytest
 
-from tide_daemon.policy.events import CandidatePublished, RequestScored
-from tide_daemon.policy.gate import NEED_MORE_DATA, PROMOTE, REJECT, judge, student_quantile
+from tide_daemon.policy.events import CandidatePublished, PositionScored, RequestScored
+from tide_daemon.policy.gate import NEED_MORE_DATA, PROMOTE, REJECT, judge
+from tide_daemon.policy.paired import student_quantile
 from tide_daemon.policy.settings import PolicySettings
 
 SETTINGS = PolicySettings(gate_min_requests=8, gate_min_positions=300, gate_confidence=0.9)
@@ -110,6 +112,67 @@ def test_a_loss_within_the_noise_needs_more_data() -> None:
 def test_a_workload_with_little_data_has_no_say() -> None:
     """Seven requests are too few to forbid anything."""
     assert judge(two_workloads(0.4, noisy(-0.3, 7, 0.02)), 1, SETTINGS).verdict == PROMOTE
+
+
+def two_stretches(first_gain: float, deep_gain: float, deep: int = 12) -> CandidatePublished:
+    """24 requests of 100 positions; the first `deep` of them have 40 of these from index 64 of the response on."""
+    scores = []
+    for index, (before, _) in enumerate(noisy(0.0, 24, 0.0)):
+        num_deep = 40 if index < deep else 0
+        parts = [
+            PositionScored(first, num, before * num, (before + gain + 0.02 * (-1) ** index) * num)
+            for first, num, gain in ((0, 100 - num_deep, first_gain), (64, num_deep, deep_gain))
+            if num
+        ]
+        sums = [sum(getattr(part, name) for part in parts) for name in ("serving_tokens", "candidate_tokens")]
+        scores.append(RequestScored(f"{index:016x}", "", 100, *sums, tuple(parts)))
+    return CandidatePublished(0.0, 2, "d" * 64, 1, "trainer", 0, 3, tuple(scores))
+
+
+def test_no_stretch_of_the_response_may_lose_much() -> None:
+    """Better at the beginning of answers and worse deep inside them: refused, with the numbers of both."""
+    verdict = judge(two_stretches(0.4, -0.25), 1, SETTINGS)
+    assert verdict.verdict == REJECT and verdict.gain > 0.2
+    assert "positions from 64 would lose 0.2" in verdict.reason
+    assert verdict.numbers["gain, positions 0-63"] == pytest.approx(0.4, abs=0.01)
+    assert verdict.numbers["gain, positions from 64"] == pytest.approx(-0.25, abs=0.01)
+    assert -0.25 < verdict.numbers["upper_bound, positions from 64"] < -0.15
+
+
+def test_a_small_loss_of_one_stretch_is_allowed() -> None:
+    """Within gate_max_loss of its accept length the whole decides."""
+    assert judge(two_stretches(0.4, -0.03), 1, SETTINGS).verdict == PROMOTE
+
+
+def test_a_stretch_with_little_data_has_no_say() -> None:
+    """Seven long answers forbid nothing."""
+    verdict = judge(two_stretches(0.4, -0.3, deep=7), 1, SETTINGS)
+    assert verdict.verdict == PROMOTE and "gain, positions from 64" not in verdict.numbers
+
+
+@pytest.mark.parametrize(
+    "stretch",
+    [(64, 500, 600.0, 600.0), (64, 0, 0.0, 0.0), (64, 40, 0.0, 60.0), (64, 40, 60.0, float("nan"))],
+    ids=["longer-than-the-request", "empty", "impossible", "no-number"],
+)
+def test_stretches_that_cannot_be_do_not_vote(stretch: tuple[int, int, float, float]) -> None:
+    """The requests themselves still count."""
+    whole = two_stretches(0.4, -0.2)
+    scores = tuple(replace(score, by_position=(PositionScored(*stretch),)) for score in whole.scores)
+    verdict = judge(replace(whole, scores=scores), 1, SETTINGS)
+    assert verdict.verdict == PROMOTE and not any("positions" in name for name in verdict.numbers if "," in name)
+
+
+def test_only_the_largest_workloads_are_told_apart() -> None:
+    """Labels are the clients' choice: what the verdict holds of them is bounded."""
+    scores = tuple(
+        RequestScored(f"{label:08x}{index:08x}", f"w{label}", 100, 150.0, 170.0 + index)
+        for label in range(40)
+        for index in range(8)
+    )
+    verdict = judge(CandidatePublished(0.0, 2, "d" * 64, 1, "trainer", 0, 3, scores), 1, SETTINGS)
+    assert verdict.verdict == PROMOTE
+    assert len(verdict.lengths) == 16 and sum(name.startswith("gain, ") for name in verdict.numbers) == 16
 
 
 def test_the_bound_holds_as_often_as_it_says() -> None:

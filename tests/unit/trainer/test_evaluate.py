@@ -2,8 +2,9 @@ import torch
 
 from tests.unit.trainer.maths import VOCAB, embeddings, random_draft, sample, serve_chain
 from tide_daemon.draft.model import Eagle3Draft
-from tide_daemon.trainer import evaluate
+from tide_daemon.trainer import evaluate, positions
 from tide_daemon.trainer.evaluate import score
+from tide_daemon.trainer.join import cut
 from tide_daemon.trainer.sample import Sample
 
 STEPS = 3
@@ -79,6 +80,23 @@ def test_short_and_promptless_samples() -> None:
     assert found[0].first_position == -1
     assert found[1].first_position == 50
     assert found[1].num_positions == 12 - STEPS
+
+
+def test_starts_are_summed_by_their_place_in_the_response(monkeypatch) -> None:
+    """Counted from the first response token of the request, also behind a gap; the buckets add up to the whole."""
+    monkeypatch.setattr(evaluate, "BUCKETS", (0, 4, 8))
+    monkeypatch.setattr(positions, "BUCKETS", (0, 4, 8))
+    draft, embed = biased_draft(), embeddings()
+    whole = few_words(1, 20, 6)
+    first, second = cut(whole, 0, 11), cut(whole, 13, 20)
+    found = score(draft, embed, TARGET_IDS, [whole, first, second], STEPS)
+    for each in found:
+        assert sum(starts for starts, _ in each.by_position) == each.num_positions
+        assert sum(tokens for _, tokens in each.by_position) == each.num_tokens
+    # Starts at rows 5..16 are the tokens 0..11 of the response; the parts have rows 5..7 and 13..16 (tokens 8..11).
+    assert [starts for starts, _ in found[0].by_position] == [4, 4, 4]
+    assert [starts for starts, _ in found[1].by_position] == [3, 0, 0]
+    assert [starts for starts, _ in found[2].by_position] == [0, 0, 4]
 
 
 def test_token_outside_the_draft_vocabulary_is_never_accepted() -> None:
