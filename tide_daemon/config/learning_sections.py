@@ -146,6 +146,13 @@ class ControllerConfig:
     train_shift_tokens: int = setting(
         2_000, "The same after a shift of the workload.", unit="tokens", minimum=1, maximum=1 << 40
     )
+    pool_size: int = setting(
+        4,
+        "Drafts served before that are tried again when traffic shifts, before anything is trained; 0 for none.",
+        unit="versions",
+        minimum=0,
+        maximum=8,
+    )
     gate_min_requests: int = setting(
         8, "Held-out requests that a verdict needs.", unit="requests", minimum=2, maximum=1 << 20
     )

@@ -14,6 +14,9 @@ paired.py        the gain of one draft over another on the same requests
 gate.py          candidate against serving draft
 gate_parts.py    no workload and no stretch of the response pays for the others
 rollout.py       canary, rest, watch, roll back
+pool.py          drafts served before, kept to be served again
+pool_try.py      when they are scored again, before anything is trained
+workloads.py     what held-out scores say of each workload
 outages.py       what engines that go down say about a draft
 node_view.py     a node as a rollout sees it
 node.py          what is known of one server node

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tide_daemon.policy.events import NO_DRAFT, ServerFound, StepsTable, TrainerFound, TrainerReported
+from tide_daemon.policy.events import NO_DRAFT, DraftName, ServerFound, StepsTable, TrainerFound, TrainerReported
 from tide_daemon.policy.rounds import TrainerView
 
 
@@ -49,6 +49,7 @@ class TrainerState:
 
     Attributes:
         failed_at: when it was first seen failed in the round it reports, None if it was not.
+        pool, pool_scoring: as in SetTrainer.
     """
 
     report: TrainerReported | None = None
@@ -57,6 +58,8 @@ class TrainerState:
     round: int = 0
     serving_version: int = NO_DRAFT
     serving_digest: str = ""
+    pool: tuple[DraftName, ...] = ()
+    pool_scoring: int = 0
 
     @classmethod
     def from_found(cls, found: TrainerFound) -> "TrainerState":
@@ -66,6 +69,8 @@ class TrainerState:
             round=found.round,
             serving_version=found.serving_version,
             serving_digest=found.serving_digest,
+            pool=found.pool,
+            pool_scoring=found.pool_scoring,
         )
 
     def take(self, report: TrainerReported, at: float) -> None:

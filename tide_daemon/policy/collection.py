@@ -20,6 +20,10 @@ CUSUM rather than Page-Hinkley, which compares with the mean of everything so fa
 is known and the question is whether it was lost, while a running mean sinks with the drift and sees it
 later the slower it is. A fall of twice the slack is seen after drift_limit / drift_slack measurements;
 noise of deviation s trips it about every exp(2 * drift_slack * drift_limit / s^2) measurements.
+
+Held-out scores. While nothing is speculated there is no live acceptance to measure, but the trainers score the draft
+that serves on the newest requests. The mean of its first `score_initial` such accept lengths is the level; when the
+running mean of those that follow falls below it by more than `score_max_fall`, a share, that is a shift as well.
 """
 
 from dataclasses import dataclass, replace
@@ -37,6 +41,8 @@ class CollectionState:
         short, long: the averages; their common initial mean while num_measurements <= shift_initial.
         level: mean of the first drift_initial measurements, what a slow drift is measured against.
         fall: the CUSUM of what was lost since.
+        num_shifts: shifts seen so far, slow ones included.
+        score_level, score: level and running mean of held-out accept lengths, num_scores of them.
     """
 
     wanted: bool = True
@@ -46,6 +52,10 @@ class CollectionState:
     level: float = 0.0
     fall: float = 0.0
     num_measurements: int = 0
+    num_shifts: int = 0
+    score_level: float = 0.0
+    score: float = 0.0
+    num_scores: int = 0
     reason: str = "day 0: nothing has been learnt yet"
 
 
@@ -68,16 +78,49 @@ def measure(state: CollectionState, accept_prob: float, settings: PolicySettings
         return state
     if short < long - settings.shift_epsilon:
         reason = f"shift: accept probability fell to {short:.3f} from {long:.3f} in the long run"
-        return replace(state, wanted=True, shifted=True, reason=reason)
+        return _shifted(state, reason)
     if fall > settings.drift_limit:
         reason = f"drift: accept probability sank to {long:.3f} from {level:.3f} when the draft was new"
-        return replace(state, wanted=True, shifted=True, reason=reason)
+        return _shifted(state, reason)
     return state
 
 
+def score(state: CollectionState, accept_length: float, settings: PolicySettings) -> CollectionState:
+    """The state after a new held-out accept length of the serving draft, at least 1."""
+    count = state.num_scores + 1
+    if count <= settings.score_initial:
+        mean = state.score_level + (accept_length - state.score_level) / count
+        return replace(state, score_level=mean, score=mean, num_scores=count)
+    mean = settings.ema_short * state.score + (1.0 - settings.ema_short) * accept_length
+    state = replace(state, score=mean, num_scores=count)
+    if state.shifted or mean >= state.score_level * (1.0 - settings.score_max_fall):
+        return state
+    return _shifted(state, f"shift: held-out accept length fell to {mean:.2f} from {state.score_level:.2f} at first")
+
+
+def _shifted(state: CollectionState, reason: str) -> CollectionState:
+    return replace(state, wanted=True, shifted=True, num_shifts=state.num_shifts + 1, reason=reason)
+
+
 def draft_changed(state: CollectionState) -> CollectionState:
-    """The state when another draft is served: its averages and its level begin again."""
-    return replace(state, short=0.0, long=0.0, level=0.0, fall=0.0, num_measurements=0)
+    """The state when another draft is served: its averages and its levels begin again."""
+    return replace(
+        state, short=0.0, long=0.0, level=0.0, fall=0.0, num_measurements=0, score_level=0.0, score=0.0, num_scores=0
+    )
+
+
+def answered_by_pool(state: CollectionState, version: int, *, settled: bool) -> CollectionState:
+    """The state when an earlier draft is served again: the shift is answered, and learning stands where it stood then.
+
+    What it gained over a draft for other traffic says nothing about what is left to be learnt.
+    """
+    how = "had learnt this traffic" if settled else "was still learning this traffic"
+    return replace(state, shifted=False, wanted=not settled, reason=f"version {version} is back, which {how}")
+
+
+def reopened(state: CollectionState) -> CollectionState:
+    """The state after a rollback to a draft that a shift had outdated: it is still to be answered."""
+    return replace(state, wanted=True, shifted=True, reason="the draft that answered the last shift was rolled back")
 
 
 def round_began(state: CollectionState) -> CollectionState:

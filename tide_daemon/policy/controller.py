@@ -1,8 +1,8 @@
 """The controller of one model's fleet: events in, instructions out. The one place where state changes.
 
-Who decides what: gate.py and rollout.py (which draft), speculation.py (how many steps), collection.py,
-trainers.py (rounds). This file keeps the state, asks them in a fixed order, and turns what they say into
-instructions when it differs from what was last asked for.
+Who decides what: gate.py and rollout.py (which draft), pool_try.py (an earlier one instead of a new one),
+speculation.py (how many steps), collection.py, trainers.py (rounds). This file keeps the state, asks them in a
+fixed order, and turns what they say into instructions when it differs from what was last asked for.
 
 Work. A node's report costs what that node costs, however large the fleet is: its own table is planned
 again, and what the fleet needs to know of it goes into roster.py. All nodes are looked at only when all
@@ -16,7 +16,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from tide_daemon.policy import collection, gate, node_view, rollout, snapshot
+from tide_daemon.policy import collection, gate, node_view, pool, rollout, snapshot
 from tide_daemon.policy.acceptance import token_accept_prob
 from tide_daemon.policy.asked import Asked
 from tide_daemon.policy.collection import CollectionState
@@ -36,10 +36,12 @@ from tide_daemon.policy.events import (
 )
 from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer
 from tide_daemon.policy.node import NodeState, OfflineScore
+from tide_daemon.policy.pool_try import PoolTry, best_of, judge_pool, not_held
 from tide_daemon.policy.roster import Roster
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speculation import Speculation
 from tide_daemon.policy.trainers import Trainers
+from tide_daemon.policy.workloads import Workloads
 
 _MAX_PENDING = 16
 _KEPT_SCORES = 64
@@ -51,7 +53,8 @@ class Controller:
 
     Invariants (check_invariants): generations grow by one with every instruction for a node; outside a
     canary stage no node is asked to run anything but the serving draft; in it only the canary is; a node
-    that shall run no draft has an empty steps table; a version is judged once.
+    that shall run no draft has an empty steps table; a candidate is judged once, and again only from the pool, which
+    holds neither the serving draft nor one that was rolled back.
     """
 
     def __init__(self, settings: PolicySettings) -> None:
@@ -63,6 +66,8 @@ class Controller:
         self.speculation: dict[str, Speculation] = {}
         self.asked: dict[str, Asked] = {}
         self.trainers = Trainers(settings)
+        self.pool_try = PoolTry(settings)
+        self.workloads = Workloads()
         self.pending: list[CandidatePublished] = []
         self._roster = Roster()
         self._offline: dict[int, OfflineScore] = {}
@@ -87,6 +92,7 @@ class Controller:
                 self._server_reported(event)
                 reporter = event.node
             case TrainerReported():
+                self._watch_scores(event)
                 self._trainer_reported(event)
             case CandidatePublished():
                 self._candidate_published(event)
@@ -96,13 +102,14 @@ class Controller:
                 self._server_found(event)
             case TrainerFound():
                 self.trainers.found(event)
+                self.pool_try.adopt(event)
             case Tick():
                 pass
             case _:
                 raise TypeError(f"unknown event {type(event).__name__}")
         self._roster.expire(self.now, self.settings.lost_after_s)
         cause = event_cause(event)
-        verdicts = self._judge(cause)
+        verdicts = [*self._judge(cause), *self._judge_pool(cause)]
         self._roll_out(reporter, ticked=isinstance(event, Tick))
         trainers = self._set_trainers(cause, of_trainers=isinstance(event, (TrainerReported, Tick)))
         servers = self._set_servers(cause, reporter)
@@ -147,7 +154,26 @@ class Controller:
         proposals = sum(step.num_proposals for step in drafted)
         if event.running_version == self.fleet.serving_version and proposals >= self.settings.shift_min_proposals:
             accept_prob = sum(step.accepted_at[0] for step in drafted) / proposals
-            self.collection = collection.measure(self.collection, accept_prob, self.settings)
+            self._see(collection.measure(self.collection, accept_prob, self.settings))
+
+    def _see(self, seen: CollectionState) -> None:
+        """Take in what a measurement made of Algorithm 1's memory; a shift is noted of the draft that serves."""
+        before, self.collection = self.collection, seen
+        if seen.num_shifts > before.num_shifts:
+            self.fleet = pool.with_shift(self.fleet, settled=not before.wanted)
+            self._moved = (seen.reason, {"num_shifts": float(seen.num_shifts)})
+
+    def _watch_scores(self, event: TrainerReported) -> None:
+        """A new held-out score of the draft that serves; reports repeat the last one until there is another."""
+        known = self.trainers.by_name.get(event.trainer)
+        again = known is not None and known.report is not None and known.report.shadow == event.shadow
+        positions = sum(scored.num_positions for scored in event.shadow)
+        if again or not event.serving_version == self.fleet.serving_version != NO_DRAFT:
+            return
+        self.workloads.observe(event.serving_version, event.shadow)
+        if positions >= self.settings.gate_min_positions:
+            accept_length = math.fsum(scored.num_tokens for scored in event.shadow) / positions
+            self._see(collection.score(self.collection, max(1.0, accept_length), self.settings))
 
     def _trainer_reported(self, event: TrainerReported) -> None:
         self.trainers.take(event, self.now)
@@ -188,9 +214,37 @@ class Controller:
             self._moved = (f"version {candidate.version}: {verdict.verdict}, {verdict.reason}", verdict.numbers)
             instructions.append(Judged(candidate.version, verdict.verdict, cause, verdict.reason, verdict.numbers))
             if verdict.verdict == gate.PROMOTE:
-                self._score_offline(candidate.version, verdict.accept_length, candidate.num_steps)
-                self.fleet = rollout.begin(self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now)
+                self._begin_rollout(candidate, verdict, canary)
         return instructions
+
+    def _judge_pool(self, cause: str) -> list[Instruction]:
+        """Ask the gate about earlier drafts that were scored; the best of those that pass goes to a canary."""
+        scored, scoring = self.pool_try.answer(self.trainers), self.pool_try.under_way
+        free = not self.pending and self.fleet.stage in (rollout.STEADY, rollout.WATCH)
+        if scored is None or scoring is None or not free or (canary := self._pick_canary()) is None:
+            return []
+        verdicts = judge_pool(scored, self.fleet, self.now, scoring.trainer, self.settings)
+        best = best_of(verdicts)
+        self.fleet = pool.without(self.fleet, not_held(scored))
+        for each in verdicts:
+            self.fleet = pool.with_lengths(
+                self.fleet, each.past.version, self.workloads.lengths_of(each.verdict.lengths)
+            )
+        self.pool_try.end("none of them is better" if best is None else f"version {best.past.version} is better")
+        self._moved = (f"earlier drafts were scored: {self.pool_try.reason}", {"num_scored": float(len(verdicts))})
+        if best is not None:
+            reason = f"version {best.past.version}, served before: {best.verdict.verdict}, {best.verdict.reason}"
+            self._moved = (reason, best.verdict.numbers)
+            self._begin_rollout(best.candidate, best.verdict, canary)
+        return [
+            Judged(each.past.version, each.verdict.verdict, cause, each.verdict.reason, each.verdict.numbers, True)
+            for each in verdicts
+        ]
+
+    def _begin_rollout(self, candidate: CandidatePublished, verdict: gate.Verdict, canary: str) -> None:
+        self._score_offline(candidate.version, verdict.accept_length, candidate.num_steps)
+        fleet = rollout.begin(self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now)
+        self.fleet = replace(fleet, candidate_lengths=tuple((name, length) for name, _, length in verdict.lengths))
 
     def _pick_canary(self) -> str | None:
         """The ready node with most busy time of late, the first by name when equal; None without one."""
@@ -212,9 +266,9 @@ class Controller:
         move = rollout.advance(self.fleet, views, self.now, self.settings)
         if move is None:
             return
-        before, self.fleet = self.fleet, move.fleet
+        before, self.fleet = self.fleet, pool.follow(self.fleet, move.fleet, self.settings)
         if before.serving_version != self.fleet.serving_version:
-            self.collection = collection.draft_changed(self.collection)
+            self._another_draft(before)
         stage = f"{before.stage} of version {before.candidate_version or before.serving_version}"
         if before.stage == self.fleet.stage:
             self._moved = (f"{stage}: {move.reason}", move.numbers)
@@ -225,6 +279,16 @@ class Controller:
         if self.fleet.stage == rollout.REST:
             for name in self._roster.names():
                 self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
+
+    def _another_draft(self, before: FleetState) -> None:
+        """Another draft serves now: a new one, an earlier one, or the one before because this one was rolled back."""
+        self.collection = collection.draft_changed(self.collection)
+        serving = self.fleet.serving_version
+        if self.fleet.stage != rollout.REST:
+            if self.fleet.outdated:
+                self.collection = collection.reopened(self.collection)
+        elif (past := pool.find(before, serving)) is not None:
+            self.collection = collection.answered_by_pool(self.collection, serving, settled=past.settled)
 
     def _concerned(self, reporter: str, ticked: bool) -> list[str] | None:
         """The nodes whose views decide about the stage after this event; None when nothing can have changed."""
@@ -244,18 +308,25 @@ class Controller:
         return [*own, *(name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter)]
 
     def _set_trainers(self, cause: str, *, of_trainers: bool) -> list[Instruction]:
-        served = (self.fleet.serving_version, self.fleet.serving_digest)
-        decided_by = (*served, self.fleet.stage, self.collection.shifted, bool(self.pending))
+        served, earlier = (self.fleet.serving_version, self.fleet.serving_digest), pool.names(self.fleet)
+        decided_by = (
+            *(*served, self.fleet.stage, earlier, bool(self.pending)),
+            *(self.collection.shifted, self.collection.num_shifts, self.pool_try.under_way),
+        )
         if not of_trainers and decided_by == self._trained_for:
             return []
         self._trained_for = decided_by
-        wanted = None
         # Not before a canary has passed: the round would start from a draft that is about to be replaced.
-        if not self.pending and self.fleet.stage not in (rollout.CANARY, rollout.REST):
+        free = not self.pending and self.fleet.stage not in (rollout.CANARY, rollout.REST)
+        self.pool_try.plan(self.now, self.fleet, self.collection, self.workloads, self.trainers, free=free)
+        scoring = self.pool_try.under_way
+        wanted = None
+        if free and scoring is None:
             wanted = self.trainers.next_round(self.now, served[0], shifted=self.collection.shifted)
         if wanted is not None:
             self.collection = collection.round_began(self.collection)
-        return self.trainers.ask(self.now, served, wanted, cause)
+        scorer = "" if scoring is None else scoring.trainer
+        return self.trainers.ask(self.now, served, wanted, cause, earlier, scorer, self.pool_try.reason)
 
     def _set_servers(self, cause: str, reporter: str) -> list[Instruction]:
         tables = {name: self._plan(name) for name in self._to_plan(reporter)}

@@ -16,6 +16,9 @@ NO_DRAFT = 0
 StepsTable = tuple[tuple[int, int], ...]
 """Ascending (largest batch size, num_steps); above the last entry plain decoding."""
 
+DraftName = tuple[int, str]
+"""(version, digest): a version names one content for ever."""
+
 _MIN_STEP_S, _MAX_STEP_S = 1e-6, 3600.0
 """Bounds of one step's seconds, from a very small model on a fast device to a stalled machine."""
 
@@ -87,8 +90,22 @@ class ShadowScored:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolScored:
+    """A draft of the pool against the draft that served, on chains of `num_steps`; no scores if it could not be had."""
+
+    version: int
+    serving_version: int
+    num_steps: int
+    scores: tuple["RequestScored", ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainerReported:
-    """A trainer said what it does; `state` is "waiting", "training", "scoring", "publishing" or "failed"."""
+    """A trainer said what it does; `state` is "waiting", "training", "scoring", "publishing" or "failed".
+
+    Attributes:
+        pool_scoring: number of the pool scoring that `pool` answers, 0 for none.
+    """
 
     at: float
     trainer: str
@@ -99,6 +116,8 @@ class TrainerReported:
     new_tokens: int
     round: int
     shadow: tuple[ShadowScored, ...] = ()
+    pool_scoring: int = 0
+    pool: tuple[PoolScored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +191,8 @@ class TrainerFound:
     round: int
     serving_version: int
     serving_digest: str
+    pool: tuple[DraftName, ...] = ()
+    pool_scoring: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +208,25 @@ class ControllerStarted:
     model: str
     settings: dict[str, float]
     fleet: "FleetState | None"
+
+
+@dataclass(frozen=True, slots=True)
+class PastDraft:
+    """A draft that was served before; see pool.py.
+
+    Attributes:
+        lengths: (workload, held-out accept length) when it was promoted or scored last.
+        outdated: a shift of the traffic was seen while it served.
+        settled: its learning curve was flat by then.
+        served_until: unix seconds.
+    """
+
+    version: int
+    digest: str
+    lengths: tuple[tuple[str, float], ...]
+    outdated: bool
+    settled: bool
+    served_until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +247,9 @@ class FleetState:
         refused: versions that were rolled back and are not tried again, newest last.
         proven: the draft being rolled out or watched passed its canary on live figures.
         downs: (node, since when) of engines that went down while it was rolled out or watched.
+        pool: drafts that were served before and may be again, by version.
+        lengths, outdated, settled: of the serving draft, as in PastDraft.
+        candidate_lengths: the same of the candidate.
     """
 
     serving_version: int = NO_DRAFT
@@ -225,6 +268,11 @@ class FleetState:
     refused: tuple[int, ...] = ()
     proven: bool = False
     downs: tuple[tuple[str, float], ...] = ()
+    pool: tuple[PastDraft, ...] = ()
+    lengths: tuple[tuple[str, float], ...] = ()
+    outdated: bool = False
+    settled: bool = False
+    candidate_lengths: tuple[tuple[str, float], ...] = ()
 
 
 Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound

@@ -33,7 +33,7 @@ class Verdict:
         accept_length: of the candidate, held-out.
         gain: mean gain over the serving draft.
         numbers: all of it for the journal.
-        lengths: (workload, held-out accept length of the candidate) of those with enough data.
+        lengths: (workload, accept length of the serving draft, of the candidate) of those with enough data.
     """
 
     verdict: str
@@ -41,7 +41,7 @@ class Verdict:
     accept_length: float
     gain: float
     numbers: dict[str, float]
-    lengths: tuple[tuple[str, float], ...] = ()
+    lengths: tuple[tuple[str, float, float], ...] = ()
 
 
 def judge(candidate: CandidatePublished, serving_version: int, settings: PolicySettings) -> Verdict:
@@ -72,7 +72,11 @@ def judge(candidate: CandidatePublished, serving_version: int, settings: PolicyS
         "confidence": settings.gate_confidence,
     }
     numbers |= {f"gain, {part.name}": part.gain.mean for part in parts}
-    lengths = tuple((part.workload, part.gain.candidate_length) for part in parts if part.workload is not None)
+    lengths = tuple(
+        (part.workload, part.gain.serving_length, part.gain.candidate_length)
+        for part in parts
+        if part.workload is not None
+    )
     figures = f"gain {gain.mean:+.3f} accept length, at least {gain.lower:+.3f} with {settings.gate_confidence:.0%}"
 
     def answer(verdict: str, reason: str) -> Verdict:

@@ -7,7 +7,7 @@ they say why, and FleetMoved is what the next leader starts from.
 from dataclasses import dataclass
 from typing import Any
 
-from tide_daemon.policy.events import FleetState, StepsTable
+from tide_daemon.policy.events import DraftName, FleetState, StepsTable
 from tide_daemon.policy.plain import from_plain, to_plain
 
 
@@ -29,7 +29,13 @@ class SetServer:
 
 @dataclass(frozen=True, slots=True)
 class SetTrainer:
-    """Have a trainer score `serving_version` as serving, and begin round `round` if it has not."""
+    """Have a trainer score `serving_version` as serving, and begin round `round` if it has not.
+
+    Attributes:
+        pool: earlier drafts that may be served again: whoever holds drafts keeps them.
+        pool_scoring: number of a scoring of these against the serving draft that is wanted, 0 for none.
+        pool_requests: how many requests it takes, those that were finished after it was asked for.
+    """
 
     trainer: str
     generation: int
@@ -39,17 +45,25 @@ class SetTrainer:
     cause: str
     reason: str
     numbers: dict[str, float]
+    pool: tuple[DraftName, ...] = ()
+    pool_scoring: int = 0
+    pool_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The gate's answer for one candidate: "promote", "reject" or "need_more_data"."""
+    """The gate's answer for one draft: "promote", "reject" or "need_more_data".
+
+    Attributes:
+        from_pool: it was served before; a new candidate otherwise.
+    """
 
     version: int
     verdict: str
     cause: str
     reason: str
     numbers: dict[str, float]
+    from_pool: bool = False
 
 
 @dataclass(frozen=True, slots=True)

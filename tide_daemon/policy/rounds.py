@@ -37,6 +37,14 @@ class RoundWanted:
     reason: str
 
 
+def idle_trainers(trainers: Iterable[TrainerView], at: float, settings: PolicySettings) -> list[TrainerView]:
+    """Those that could be asked for something now, by name; none while any of them is busy."""
+    views = sorted(trainers, key=lambda view: view.name)
+    if any(view.state in _BUSY or view.desired_round > view.round for view in views):
+        return []
+    return [view for view in views if view.failed_at is None or at - view.failed_at >= settings.train_retry_s]
+
+
 def next_round(
     trainers: Iterable[TrainerView], at: float, serving_version: int, shifted: bool, settings: PolicySettings
 ) -> RoundWanted | None:
@@ -45,10 +53,7 @@ def next_round(
     One round at a time: a second one would start from the same draft, and the gate could take only
     one of the two. Among idle trainers the one with most new tokens, then the first by name.
     """
-    views = sorted(trainers, key=lambda view: view.name)
-    if any(view.state in _BUSY or view.desired_round > view.round for view in views):
-        return None
-    idle = [view for view in views if view.failed_at is None or at - view.failed_at >= settings.train_retry_s]
+    idle = idle_trainers(trainers, at, settings)
     if not idle:
         return None
     best = max(idle, key=lambda view: view.new_tokens)

@@ -46,6 +46,8 @@ class PolicySettings:
         drift_initial: measurements of a draft whose mean is the level that it has to hold.
         drift_slack: fall below that level that is not added up, accept probability a measurement.
         drift_limit: sum of what is above the slack that counts as a drift.
+        score_initial: held-out scores of a draft whose mean is the level that it has to hold.
+        score_max_fall: fall of their running mean below that level, as a share, that counts as a shift.
         headroom_gain: a promoted draft that gained at least this much accept length leaves collection on.
         sample_rate: share of requests captured while collection is on.
         idle_sample_rate: the same while it is off, for shadow scores; 0 captures nothing.
@@ -54,6 +56,12 @@ class PolicySettings:
         train_first_tokens: the same while there is no draft at all.
         train_shift_tokens: the same after a shift.
         train_retry_s: wait after a failed round.
+
+        pool_size: drafts served before that are kept to be tried again, 0 for none.
+        pool_deadline_s: a shift waits so long for their scores; then a round may begin.
+        pool_promise: what one of them had above the serving draft's held-out accept length on traffic as it is, as a
+            share, that asks for their scores without a shift.
+        pool_interval_s: least seconds between two such.
 
         gate_min_requests, gate_min_positions: held-out requests and chain starts that a verdict needs.
         gate_min_gain: least lower confidence bound of the gain in accept length.
@@ -110,6 +118,8 @@ class PolicySettings:
     drift_initial: int = 100
     drift_slack: float = 0.02
     drift_limit: float = 1.5
+    score_initial: int = 5
+    score_max_fall: float = 0.15
     headroom_gain: float = 0.02
     sample_rate: float = 1.0
     idle_sample_rate: float = 0.05
@@ -118,6 +128,11 @@ class PolicySettings:
     train_first_tokens: int = 3_000
     train_shift_tokens: int = 2_000
     train_retry_s: float = 30.0
+
+    pool_size: int = 4
+    pool_deadline_s: float = 120.0
+    pool_promise: float = 0.05
+    pool_interval_s: float = 600.0
 
     gate_min_requests: int = 8
     gate_min_positions: int = 300
@@ -210,6 +225,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "drift_initial": _COUNT,
     "drift_slack": _SHARE,
     "drift_limit": (0.0, 1e6),
+    "score_initial": _COUNT,
+    "score_max_fall": _SHARE,
     "headroom_gain": (0.0, 10.0),
     "sample_rate": _SHARE,
     "idle_sample_rate": _SHARE,
@@ -217,6 +234,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train_first_tokens": _COUNT,
     "train_shift_tokens": _COUNT,
     "train_retry_s": _SECONDS,
+    "pool_size": (0, 8),
+    "pool_deadline_s": _SECONDS,
+    "pool_promise": _SHARE,
+    "pool_interval_s": _SECONDS,
     "gate_min_requests": (2, 1 << 20),
     "gate_min_positions": _COUNT,
     "gate_min_gain": (-1.0, 5.0),

@@ -19,6 +19,7 @@ def state_map(controller: "Controller") -> dict[str, Any]:
         "nodes": {name: _node_map(controller, name) for name in sorted(controller.nodes)},
         "trainers": {name: _trainer_map(controller, name) for name in sorted(controller.trainers.by_name)},
         "collection": to_plain(controller.collection),
+        "pool_try": "" if controller.pool_try.under_way is None else controller.pool_try.reason,
         "pending": [candidate.version for candidate in controller.pending],
     }
 
@@ -30,6 +31,9 @@ def check_invariants(controller: "Controller") -> None:
     assert (fleet.stage == rollout.CANARY) == (fleet.candidate_version != NO_DRAFT) == (fleet.canary != "")
     assert (fleet.serving_version == NO_DRAFT) == (fleet.serving_digest == "")
     assert len(set(fleet.judged)) == len(fleet.judged), "a version was judged twice"
+    earlier = [past.version for past in fleet.pool]
+    assert earlier == sorted(set(earlier)) and len(earlier) <= controller.settings.pool_size
+    assert not set(earlier) & {NO_DRAFT, fleet.serving_version, *fleet.refused}, "the pool holds what it must not"
     for name, asked in controller.asked.items():
         if asked.draft_version == NO_DRAFT:
             assert asked.steps_table == (), f"{name} is to speculate without a draft"

@@ -4,10 +4,13 @@ When a round pays is in rounds.py; this file keeps the state and turns answers i
 """
 
 from tide_daemon.policy.asked import TrainerState
-from tide_daemon.policy.events import TrainerFound, TrainerReported
+from tide_daemon.policy.events import DraftName, PoolScored, TrainerFound, TrainerReported
 from tide_daemon.policy.instructions import Instruction, SetTrainer
-from tide_daemon.policy.rounds import RoundWanted, next_round
+from tide_daemon.policy.rounds import RoundWanted, TrainerView, idle_trainers, next_round
 from tide_daemon.policy.settings import PolicySettings
+
+_MAX_POOL_REQUESTS = 128
+"""As many as an answer may carry for each draft, see wire/kinds.py."""
 
 
 class Trainers:
@@ -30,14 +33,38 @@ class Trainers:
         report = self.by_name[name].report
         return report is not None and at - report.at <= self._settings.lost_after_s
 
+    def idle(self, at: float) -> str | None:
+        """The idle trainer with most new tokens, the first by name when equal; None while any of them is busy."""
+        idle = idle_trainers(self._views(at), at, self._settings)
+        return max(idle, key=lambda view: view.new_tokens).name if idle else None
+
     def next_round(self, at: float, serving_version: int, *, shifted: bool) -> RoundWanted | None:
         """The round to begin now, None to wait."""
-        views = [self.by_name[name].view(name) for name in sorted(self.by_name) if self.is_alive(name, at)]
-        known = [view for view in views if view is not None]
-        return next_round(known, at, serving_version, shifted, self._settings)
+        return next_round(self._views(at), at, serving_version, shifted, self._settings)
 
-    def ask(self, at: float, served: tuple[int, str], wanted: RoundWanted | None, cause: str) -> list[Instruction]:
-        """Tell each that is there which draft is served, and one of them to begin the round that is wanted."""
+    def pool_answer(self, name: str) -> tuple[PoolScored, ...] | None:
+        """A trainer's answer to the pool scoring that it was asked for, None while there is none."""
+        trainer = self.by_name[name]
+        if trainer.report is None or trainer.pool_scoring == 0 or trainer.report.pool_scoring != trainer.pool_scoring:
+            return None
+        return trainer.report.pool
+
+    def ask(
+        self,
+        at: float,
+        served: DraftName,
+        wanted: RoundWanted | None,
+        cause: str,
+        pool: tuple[DraftName, ...] = (),
+        pool_scorer: str = "",
+        pool_reason: str = "",
+    ) -> list[Instruction]:
+        """Tell each that is there which draft is served, and one of them to begin the round that is wanted.
+
+        Args:
+            pool: earlier drafts to keep.
+            pool_scorer: the trainer that is to score them, "" for none; `pool_reason` says why, or why no longer.
+        """
         instructions: list[Instruction] = []
         for name in sorted(self.by_name):
             trainer = self.by_name[name]
@@ -45,15 +72,39 @@ class Trainers:
             if report is None or not self.is_alive(name, at):
                 continue
             begins = wanted is not None and wanted.trainer == name
-            if trainer.generation > 0 and not begins and served == (trainer.serving_version, trainer.serving_digest):
+            # Numbered by the generation that first asks: no two scorings of a trainer have the same number.
+            scoring = (trainer.pool_scoring or trainer.generation + 1) if name == pool_scorer else 0
+            asked = (trainer.serving_version, trainer.serving_digest, trainer.pool, trainer.pool_scoring)
+            if trainer.generation > 0 and not begins and asked == (*served, pool, scoring):
                 continue
             reason = f"version {served[0]} is served"
             if wanted is not None and begins:
                 trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
             elif trainer.generation == 0:
                 trainer.round = report.round
+            elif scoring != trainer.pool_scoring:
+                reason = f"{'score earlier drafts' if scoring else 'scoring of earlier drafts over'}: {pool_reason}"
             trainer.generation += 1
             trainer.serving_version, trainer.serving_digest = served
+            trainer.pool, trainer.pool_scoring = pool, scoring
+            requests = min(_MAX_POOL_REQUESTS, 2 * self._settings.gate_min_requests) if scoring else 0
             numbers = {"new_tokens": float(report.new_tokens)}
-            instructions.append(SetTrainer(name, trainer.generation, trainer.round, *served, cause, reason, numbers))
+            instructions.append(
+                SetTrainer(
+                    name,
+                    trainer.generation,
+                    trainer.round,
+                    *served,
+                    cause,
+                    reason,
+                    numbers,
+                    pool,
+                    scoring,
+                    requests,
+                )
+            )
         return instructions
+
+    def _views(self, at: float) -> list[TrainerView]:
+        views = [self.by_name[name].view(name) for name in sorted(self.by_name) if self.is_alive(name, at)]
+        return [view for view in views if view is not None]

@@ -6,6 +6,7 @@ The policy does not know the wire; this is where their fields meet.
 from tide_daemon.policy.events import (
     CandidatePublished,
     Event,
+    PoolScored,
     PositionScored,
     RequestScored,
     ServerFound,
@@ -22,6 +23,7 @@ from tide_daemon.wire.records import (
     DesiredTrainer,
     DraftManifest,
     NodeReport,
+    PoolScore,
     Record,
     RequestScore,
     TrainerReport,
@@ -73,6 +75,8 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 record.new_tokens,
                 record.round,
                 shadow,
+                record.pool_scoring,
+                tuple(_pool_scored(item) for item in record.pool),
             )
         case DraftManifest():
             scores = tuple(_scored(item) for item in record.scores)
@@ -104,6 +108,11 @@ def _scored(score: RequestScore) -> RequestScored:
     )
 
 
+def _pool_scored(item: PoolScore) -> PoolScored:
+    scores = tuple(_scored(score) for score in item.scores)
+    return PoolScored(item.version, item.serving_version, item.num_steps, scores)
+
+
 def event_of_desired(record: DesiredServer | DesiredTrainer, at: float) -> ServerFound | TrainerFound:
     """The event that tells a new leader what an earlier one desired."""
     match record:
@@ -126,6 +135,8 @@ def event_of_desired(record: DesiredServer | DesiredTrainer, at: float) -> Serve
                 record.round,
                 record.serving_version,
                 record.serving_digest,
+                record.pool,
+                record.pool_scoring,
             )
 
 
@@ -155,6 +166,9 @@ def desired_record(instruction: Instruction, fencing_token: int, at: float) -> D
                 instruction.serving_version,
                 instruction.serving_digest,
                 instruction.reason[:_MAX_REASON],
+                instruction.pool,
+                instruction.pool_scoring,
+                instruction.pool_requests,
             )
         case Judged() | FleetMoved():
             return None

@@ -1,7 +1,8 @@
 """Which draft versions the stream holds, which of them may go, and their removal.
 
-Kept are the newest few, those in use, and whatever the kept ones are deltas of, down to their anchors. Claims are
-never purged: they are small, and they are why a version number names one content for ever.
+Kept are the newest few, those in use (the pool of earlier drafts included), and whatever the kept ones are deltas of,
+down to their anchors. Claims are never purged: they are small, and they are why a version number names one content for
+ever.
 """
 
 import asyncio
@@ -61,7 +62,7 @@ class DraftCatalog:
         self._model = model
         self._keep_newest = keep_newest
         self._versions: dict[int, Listed] = {}
-        self._in_use: dict[str, int] = {}
+        self._in_use: dict[str, tuple[int, ...]] = {}
 
     def listed(self) -> dict[int, Listed]:
         """Versions whose manifests were seen on the stream and that were not purged by us."""
@@ -94,9 +95,11 @@ class DraftCatalog:
                 log.warning("desired_state_undecodable", subject=message.subject, error=str(error))
                 continue
             if isinstance(desired, DesiredServer):
-                self._in_use[message.subject] = desired.draft_version
+                self._in_use[message.subject] = (desired.draft_version,)
             elif isinstance(desired, DesiredTrainer):
-                self._in_use[message.subject] = desired.serving_version
+                # Earlier drafts that may be served again are in use too.
+                earlier = (version for version, _ in desired.pool)
+                self._in_use[message.subject] = (desired.serving_version, *earlier)
 
     async def _purge_for_ever(self) -> None:
         # Waits first: what is in use is not known until the desired states of all nodes have been read.
@@ -108,7 +111,8 @@ class DraftCatalog:
         """Remove parts and manifest of what nobody needs; what fails is left for the next call."""
         if not self._in_use:
             return
-        for version in removable(self._versions, self._in_use.values(), self._keep_newest):
+        in_use = {version for versions in self._in_use.values() for version in versions}
+        for version in removable(self._versions, in_use, self._keep_newest):
             listed = self._versions[version]
             try:
                 # The manifest goes first: a reader sees no version rather than one with holes.

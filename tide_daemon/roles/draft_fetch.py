@@ -52,6 +52,26 @@ class DraftFetcher:
             await asyncio.to_thread(self._prune, path)
             return path
 
+    async def is_published(self, spec: TargetSpec, version: int, digest: str) -> bool:
+        """Whether a reader without anything could fetch it: manifests and first parts down to its anchor are there.
+
+        Parts of a version are written in their order, so the first one is the first that a stream gives up.
+
+        Raises:
+            DraftError: something on the way is not what it says, or is for another target.
+            BusError: the broker is away; try again.
+        """
+        for _ in range(MAX_CHAIN):
+            if await self._bus.last(subjects.draft_manifest(spec.model, version)) is None:
+                return False
+            manifest = await self._manifest(spec, version, digest)
+            if await self._bus.last(subjects.draft_part(spec.model, version, 0)) is None:
+                return False
+            if manifest.base_version is None:
+                return True
+            version, digest = manifest.base_version, manifest.base_digest
+        return False
+
     async def adopt(self, version: int, source: Path, digest: str) -> Path:
         """Put a draft that is on this machine already (a trainer's own candidate) into the cache."""
         async with self._lock:

@@ -18,6 +18,11 @@ from tide_daemon.wire.records import TargetSpec
 log = structlog.get_logger()
 
 
+def plain_spec(spec: TargetSpec) -> dict[str, object]:
+    """Plain values for the pipe to the worker."""
+    return {name: getattr(spec, name) for name in TargetSpec.__slots__}
+
+
 class SpecKeeper:
     """Holds the one TargetSpec of a state directory. Thread-safe."""
 

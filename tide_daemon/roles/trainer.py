@@ -20,11 +20,13 @@ from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.target_rows import fetch_target_rows, is_intact
 from tide_daemon.roles.target_spec import SpecKeeper
 from tide_daemon.roles.trainer_ingest import Ingest
+from tide_daemon.roles.trainer_pool import PoolScorer
 from tide_daemon.roles.trainer_rounds import RoundRunner
 from tide_daemon.trainer.scores import accept_lengths
 from tide_daemon.trainer.settings import TrainerSettings, target_dir
 from tide_daemon.trainer.worker_link import JobStoppedError, WorkerLink
 from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.kinds import MAX_POOL
 from tide_daemon.wire.records import NO_DRAFT, DesiredTrainer, TargetSpec, TrainerReport
 
 log = structlog.get_logger()
@@ -55,8 +57,10 @@ class TrainerRole:
         self._ingest = Ingest(bus, settings, state_dir / "store", self._specs, time.time)
         self._link = WorkerLink(settings, state_dir)
         self._catalog = DraftCatalog(bus, settings.model, settings.keep_versions)
-        fetcher = DraftFetcher(bus, state_dir / "drafts", keep=settings.keep_versions)
+        # Earlier drafts are scored together, so all of them and the serving one have to be there at once.
+        fetcher = DraftFetcher(bus, state_dir / "drafts", keep=max(settings.keep_versions, MAX_POOL + 1))
         self._runner = RoundRunner(bus, settings, state_dir, self._link, fetcher, self._catalog.listed)
+        self._pool = PoolScorer(settings, self._link, fetcher)
         self._desired: DesiredTrainer | None = None
         self._desired_changed = asyncio.Event()
         self._highest_token = 0
@@ -122,7 +126,7 @@ class TrainerRole:
         return self._desired
 
     async def _train(self) -> None:
-        """One round after another, as desired; between them shadow scores."""
+        """One round after another, as desired; between them scores of earlier drafts and shadow scores."""
         while True:
             self._desired_changed.clear()
             try:
@@ -146,6 +150,8 @@ class TrainerRole:
             self._note("waits for the target's frozen tensors: set trainer.target_path, or have a server publish them")
             return
         self._problem = ""
+        self._pool.follow(desired, self._ingest.stats.newest_finished_sequence)
+        self._ingest.mark = self._pool.mark
         pending = self._runner.pending()
         if pending is not None:
             await self._round(pending.number)
@@ -155,6 +161,8 @@ class TrainerRole:
                 self._runner.progress.reason = f"round {desired.round} waits for data: {have} of {need} new tokens"
                 return
             await self._round(desired.round)
+        elif self._pool.is_due(desired, self._ingest.stats):
+            await self._pool.score(desired, spec)
         elif self._shadow_is_due():
             self._shadowed_sequence = self._ingest.stats.newest_finished_sequence
             self._shadowed_at = time.monotonic()
@@ -222,6 +230,8 @@ class TrainerRole:
             shadow=progress.shadow,
             refused=dict(self._ingest.refused),
             problems=tuple(problem[:_MAX_PROBLEM_CHARS] for problem in self._problems()),
+            pool_scoring=self._pool.number if self._pool.scores is not None else 0,
+            pool=self._pool.scores or (),
         )
 
     def _problems(self) -> list[str]:
@@ -281,6 +291,8 @@ class TrainerRole:
                 for score in progress.shadow
             ],
             "candidates_published": self._runner.num_published,
+            "pool": [version for version, _ in desired.pool] if desired is not None else [],
+            "pool_scoring": self._pool.number,
             "versions": sorted(self._catalog.listed()),
             "worker_pid": self._link.pid,
             "worker_starts": self._link.num_starts,

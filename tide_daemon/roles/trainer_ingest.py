@@ -21,7 +21,7 @@ from tide_daemon.errors import BusError, BusUnavailableError, StoreError, WireEr
 from tide_daemon.roles.target_spec import SpecKeeper
 from tide_daemon.trainer.join import refusal
 from tide_daemon.trainer.segments import ChunkMeta
-from tide_daemon.trainer.selection import heldout, new_tokens
+from tide_daemon.trainer.selection import heldout, new_tokens, num_finished_after
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.trainer.store import SampleStore, StoreLimits
 from tide_daemon.wire import envelope, subjects
@@ -40,7 +40,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """What the store holds, for the report; made in the store's thread."""
+    """What the store holds, for the report; made in the store's thread.
+
+    Attributes:
+        mark, num_since_mark: Ingest.mark at that time, and how many requests were finished behind it.
+    """
 
     num_requests: int = 0
     num_tokens: int = 0
@@ -49,6 +53,8 @@ class StoreStats:
     num_bytes: int = 0
     last_sequence: int = 0
     newest_finished_sequence: int = 0
+    mark: int | None = None
+    num_since_mark: int = 0
 
 
 class Ingest:
@@ -71,6 +77,8 @@ class Ingest:
         self.stats = StoreStats()
         # Tokens of requests finished after this are new; the role moves it when a round begins.
         self.cursor = 0
+        # Requests finished after this are counted by themselves; the role sets it when it waits for some.
+        self.mark: int | None = None
 
     async def run(self) -> None:
         """Fetch and store until cancelled. Cancelled, it gives back what it has not stored."""
@@ -186,6 +194,7 @@ class Ingest:
         self._store.enforce()
         requests = self._store.index.requests
         held = heldout(requests, self._settings, self._now())
+        mark = self.mark
         return StoreStats(
             num_requests=len(requests),
             num_tokens=self._store.index.num_response,
@@ -194,6 +203,8 @@ class Ingest:
             num_bytes=self._store.num_bytes,
             last_sequence=self._store.last_sequence,
             newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
+            mark=mark,
+            num_since_mark=0 if mark is None else num_finished_after(requests, mark),
         )
 
     async def delete(self, request_id: str) -> int:

@@ -19,6 +19,7 @@ from tide_daemon.errors import BusError, StoreError
 from tide_daemon.roles.draft_catalog import Listed, chain
 from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.draft_publish import Base, Publisher
+from tide_daemon.roles.target_spec import plain_spec
 from tide_daemon.trainer.pipe import Message
 from tide_daemon.trainer.rounds import Round, Rounds
 from tide_daemon.trainer.scores import accept_lengths, by_workload, from_kept, from_maps, kept, paired
@@ -163,7 +164,7 @@ class RoundRunner:
         command: Message = {
             "do": "train",
             "round": round_.number,
-            "spec": _plain(spec),
+            "spec": plain_spec(spec),
             "serving_dir": serving_dir,
             "serving_digest": desired.serving_digest,
             "rolled_back": last is not None and self._was_rolled_back(last, desired),
@@ -210,7 +211,7 @@ class RoundRunner:
         else:
             command: Message = {
                 "do": "score",
-                "spec": _plain(spec),
+                "spec": plain_spec(spec),
                 "drafts": [serving_dir, str(round_.candidate_dir)],
                 "max_requests": self._settings.heldout_max_requests,
                 "max_positions": self._settings.score_max_positions,
@@ -244,7 +245,7 @@ class RoundRunner:
         serving_dir = await self._serving_dir(desired, spec)
         command: Message = {
             "do": "score",
-            "spec": _plain(spec),
+            "spec": plain_spec(spec),
             "drafts": [serving_dir],
             "max_requests": self._settings.shadow_max_requests,
             "max_positions": self._settings.score_max_positions,
@@ -322,7 +323,3 @@ class RoundRunner:
         progress.loss, progress.left_s = event["loss"], event["left_s"]
         progress.num_passed_tokens = event["num_tokens"]
         progress.reason = ""
-
-
-def _plain(spec: TargetSpec) -> dict[str, object]:
-    return {name: getattr(spec, name) for name in TargetSpec.__slots__}

@@ -100,9 +100,15 @@ class Leader:
                 self._tally.counts.instructions += 1
             case SetTrainer():
                 before = self.trainers.get(instruction.trainer)
+                if instruction.pool_scoring > (0 if before is None else before.pool_scoring):
+                    self._tally.counts.pool_scorings += 1
                 if instruction.round > (0 if before is None else before.round):
                     self._tally.decided(at, "round", f"{instruction.trainer}: {instruction.reason}")
                 self.trainers[instruction.trainer] = instruction
+            case Judged(from_pool=True):
+                text = f"version {instruction.version}, served before: {instruction.verdict}, {instruction.reason}"
+                self._tally.decided(at, "pool", text)
+                self._tally.counts.pool_promoted += instruction.verdict == "promote"
             case Judged():
                 self._tally.decided(at, instruction.verdict, f"version {instruction.version}: {instruction.reason}")
                 self._tally.counts.promoted += instruction.verdict == "promote"
@@ -125,5 +131,6 @@ def _server_found(desired: SetServer, at: float) -> ServerFound:
 
 def _trainer_found(desired: SetTrainer, at: float) -> TrainerFound:
     return TrainerFound(
-        at, desired.trainer, desired.generation, desired.round, desired.serving_version, desired.serving_digest
-    )
+        at, desired.trainer, desired.generation, desired.round, desired.serving_version, desired.serving_digest,
+        desired.pool, desired.pool_scoring,
+    )  # fmt: skip

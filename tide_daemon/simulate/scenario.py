@@ -44,6 +44,7 @@ class Trainers:
     Attributes:
         tokens_per_s: response tokens that a round works through a second, all passes over them included.
         round_s: what a round costs besides: loading, scoring, publishing.
+        pool_s: scoring earlier drafts, once enough requests are there.
         report_s: between two reports.
     """
 
@@ -51,6 +52,7 @@ class Trainers:
     count: int
     tokens_per_s: float
     round_s: float = 20.0
+    pool_s: float = 5.0
     report_s: float = 10.0
 
 

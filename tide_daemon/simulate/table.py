@@ -10,7 +10,13 @@ _ANY, _SHARE, _POSITIVE = (0.0, math.inf), (0.0, 1.0), (1e-9, math.inf)
 FIELDS: dict[str, dict[str, tuple[float, float]]] = {
     "cost": {"draft_ms": _ANY, "noise": (0.0, 0.5)},
     "servers": {"count": (1, 100_000), "max_running": (1, 1024)},
-    "trainers": {"count": (1, 10_000), "tokens_per_s": _POSITIVE, "round_s": _ANY, "report_s": (0.1, 3600.0)},
+    "trainers": {
+        "count": (1, 10_000),
+        "tokens_per_s": _POSITIVE,
+        "round_s": _ANY,
+        "pool_s": _ANY,
+        "report_s": (0.1, 3600.0),
+    },
     "workload": {
         "start": (0.0, 0.99),
         "ceiling": (0.0, 0.99),

@@ -50,7 +50,11 @@ class PhaseTokens:
 
 @dataclass(slots=True)
 class Counts:
-    """Totals of a run."""
+    """Totals of a run.
+
+    Attributes:
+        pool_scorings, pool_promoted: how often earlier drafts were scored, and how many of them passed the gate.
+    """
 
     tokens: float = 0.0
     plain_tokens: float = 0.0
@@ -61,6 +65,8 @@ class Counts:
     promoted: int = 0
     refused: int = 0
     rolled_back: int = 0
+    pool_scorings: int = 0
+    pool_promoted: int = 0
     reports: int = 0
     instructions: int = 0
     messages_lost: int = 0

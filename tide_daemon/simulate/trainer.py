@@ -2,14 +2,15 @@
 
 As a real one does (roles/trainer_rounds.py): the round takes what was stored since the last one began,
 the candidate is scored against the draft that serves when training is complete, and the line of
-training goes on from its own last candidate unless that was worse or was rolled back.
+training goes on from its own last candidate unless that was worse or was rolled back. Earlier drafts are scored
+when asked for, on requests that came since.
 """
 
 import math
 import random
 from collections.abc import Mapping
 
-from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, ShadowScored, TrainerReported
+from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, PoolScored, ShadowScored, TrainerReported
 from tide_daemon.policy.instructions import SetTrainer
 from tide_daemon.simulate.learning import Drafts, score_requests, shadow_scores
 from tide_daemon.simulate.scenario import Scenario, Trainers
@@ -32,6 +33,8 @@ class ModelledTrainer:
         self._drafts = drafts
         self._tally = tally
         self._draws = random.Random(f"{scenario.seed}/{name}/draws")
+        # Of its own, so that rounds draw the same whether or not earlier drafts are scored.
+        self._pool_draws = random.Random(f"{scenario.seed}/{name}/pool")
         self._seen = dict(tally.captured_tokens)
         self._new: dict[str, float] = {}
         self._heldout: dict[str, float] = {}
@@ -43,6 +46,10 @@ class ModelledTrainer:
         self._serving = NO_DRAFT
         self._line: tuple[int, int] | None = None
         self._sequence = 0
+        self._pool: SetTrainer | None = None
+        self._pool_requests: dict[str, float] = {}
+        self._pool_ready_at = math.inf
+        self._pool_scores: tuple[PoolScored, ...] | None = None
 
     def pull(self, share: float) -> None:
         """Take a share of what was captured since the last time."""
@@ -53,6 +60,9 @@ class ModelledTrainer:
                 self._new[name] = self._new.get(name, 0.0) + came * (1.0 - self._learning.heldout_share)
                 requests = came * self._learning.heldout_share / self._learning.response_tokens
                 self._heldout[name] = self._heldout.get(name, 0.0) + requests
+                if self._pool is not None:
+                    finished = came / self._learning.response_tokens
+                    self._pool_requests[name] = self._pool_requests.get(name, 0.0) + finished
                 self._num_tokens += came
         _bound(self._new, self._learning.max_round_tokens)
         _bound(self._heldout, float(self._learning.heldout_requests))
@@ -73,6 +83,9 @@ class ModelledTrainer:
         if desired.generation <= self._generation:
             return None
         self._generation, self._serving = desired.generation, desired.serving_version
+        if desired.pool_scoring != (0 if self._pool is None else self._pool.pool_scoring):
+            self._pool = desired if desired.pool_scoring else None
+            self._pool_requests, self._pool_ready_at, self._pool_scores = {}, math.inf, None
         if desired.round <= self._round or self._training is not None:
             return None
         self._round, self._training, self._new = desired.round, self._new, {}
@@ -110,10 +123,33 @@ class ModelledTrainer:
             shadow = shadow_scores(
                 self._drafts, self._serving, self._requests(), self._scenario.heldout_steps, self._draws
             )
+        scored = self._score_pool(at)
+        number = 0 if scored is None or self._pool is None else self._pool.pool_scoring
         return TrainerReported(
             at, self.name, self._sequence, "waiting" if self._training is None else "training", self._serving,
-            int(self._num_tokens), int(sum(self._new.values())), self._round, shadow,
+            int(self._num_tokens), int(sum(self._new.values())), self._round, shadow, number, scored or (),
         )  # fmt: skip
+
+    def _score_pool(self, at: float) -> tuple[PoolScored, ...] | None:
+        """The scores of earlier drafts that are wanted, None until there are enough requests and time for them."""
+        pool, wanted = self._pool, 0 if self._pool is None else self._pool.pool_requests
+        total = sum(self._pool_requests.values())
+        if pool is None or self._training is not None or total < wanted:
+            return None
+        self._pool_ready_at = min(self._pool_ready_at, at + self.group.pool_s)
+        if self._pool_scores is None and at >= self._pool_ready_at:
+            requests = {name: round(wanted * count / total) for name, count in self._pool_requests.items()}
+            steps, serving = self._scenario.heldout_steps, pool.serving_version
+            self._pool_scores = tuple(
+                PoolScored(
+                    version,
+                    serving,
+                    steps,
+                    score_requests(self._drafts, serving, version, requests, steps, self._pool_draws),
+                )
+                for version, _ in pool.pool
+            )
+        return self._pool_scores
 
     def _begins_with(self) -> Mapping[str, float]:
         """What the round starts from: its own line, or the serving draft."""

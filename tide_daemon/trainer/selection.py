@@ -74,6 +74,11 @@ def unseen(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cur
     return sorted(found, key=lambda request: request.finished_sequence, reverse=True)
 
 
+def num_finished_after(requests: Mapping[str, StoredRequest], sequence: int) -> int:
+    """How many requests with generated tokens were finished after this store sequence."""
+    return sum(request.finished_sequence > sequence for request in _finished(requests))
+
+
 def new_tokens(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cursor: int) -> int:
     """Response tokens of trainable requests that were finished after `cursor`."""
     return sum(

@@ -31,6 +31,8 @@ class TrainerSettings:
         shadow_interval_s: between rounds, score the serving draft this often when new requests came; 0 for never.
         shadow_max_requests: newest requests that a shadow score uses: few, so that it tells of today's traffic.
 
+        pool_limit_s: scoring earlier drafts is given up after this.
+
         round_min_tokens: new response tokens that a round needs; it waits for them.
         round_max_tokens: response tokens that a round passes through at most, repeats counted.
         replay_share: share of a round's tokens taken from older samples.
@@ -69,6 +71,7 @@ class TrainerSettings:
     score_max_positions: int = 4096
     shadow_interval_s: float = 30.0
     shadow_max_requests: int = 4
+    pool_limit_s: float = 60.0
 
     round_min_tokens: int = 2_000
     round_max_tokens: int = 40_000

@@ -35,6 +35,8 @@ MAX_TOPK = 1024
 MAX_STEPS = 64
 MAX_LAYER = 65_535
 MAX_BATCH = 1_000_000
+MAX_POOL = 8
+MAX_POOL_REQUESTS = 128
 
 CODECS = ("bf16", "bf16-planes", "int8-block64")
 
@@ -235,6 +237,16 @@ SHADOW_SCORE = Struct(
     {"workload": _workload, "num_requests": _count, "num_positions": _count, "num_tokens": Float()},
 )
 
+POOL_SCORE = Struct(
+    records.PoolScore,
+    {
+        "version": _version,
+        "serving_version": _version_or_none,
+        "num_steps": Int(1, MAX_STEPS),
+        "scores": Array(REQUEST_SCORE, MAX_POOL_REQUESTS),
+    },
+)
+
 TRAINER_REPORT = Struct(
     records.TrainerReport,
     {
@@ -256,6 +268,8 @@ TRAINER_REPORT = Struct(
         "shadow": Array(SHADOW_SCORE, 1024),
         "refused": Map(_count, 256),
         "problems": _problems,
+        "pool_scoring": _count,
+        "pool": Array(POOL_SCORE, MAX_POOL),
     },
 )
 
@@ -302,6 +316,9 @@ DESIRED_TRAINER = Struct(
         "serving_version": _version_or_none,
         "serving_digest": _optional_sha256,
         "reason": _reason,
+        "pool": Array(Tuple((_version, _sha256)), MAX_POOL),
+        "pool_scoring": _count,
+        "pool_requests": Int(0, MAX_POOL_REQUESTS),
     },
     _check_desired_trainer,
 )

@@ -273,6 +273,22 @@ class ShadowScore:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolScore:
+    """An earlier draft, scored as a candidate against the serving draft.
+
+    Attributes:
+        serving_version: the serving draft of these scores.
+        num_steps: chain length of the scores.
+        scores: on the same requests for all drafts of one scoring; empty if the draft could not be had.
+    """
+
+    version: int
+    serving_version: int
+    num_steps: int
+    scores: tuple[RequestScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainerReport:
     """State of a trainer node.
 
@@ -283,6 +299,8 @@ class TrainerReport:
         round: number of the running or last round; 0 before the first.
         step, num_steps_total, loss: progress within the round.
         shadow: scores of the serving draft.
+        pool_scoring: the pool scoring that `pool` answers, 0 for none; told for as long as it is wanted.
+        pool: scores of earlier drafts; empty when the scoring failed.
     """
 
     trainer: str
@@ -303,6 +321,8 @@ class TrainerReport:
     shadow: tuple[ShadowScore, ...] = ()
     refused: dict[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    pool_scoring: int = 0
+    pool: tuple[PoolScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +357,9 @@ class DesiredTrainer:
 
     Attributes:
         serving_version, serving_digest: the draft to score as serving and to start from.
+        pool: (version, digest) of earlier drafts that may be served again; not to be purged.
+        pool_scoring: number of a scoring of these drafts that is wanted, 0 for none. Another number is another scoring.
+        pool_requests: how many requests it takes; only those finished after it was asked for count.
     """
 
     trainer: str
@@ -347,6 +370,9 @@ class DesiredTrainer:
     serving_version: int
     serving_digest: str
     reason: str
+    pool: tuple[tuple[int, str], ...] = ()
+    pool_scoring: int = 0
+    pool_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)

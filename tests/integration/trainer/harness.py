@@ -92,10 +92,19 @@ class Surroundings:
         data = envelope.encode(chunk)
         await self.bus.publish(subjects.hidden("tiny", chunk.node), data, message_id=subjects.message_id("tiny", chunk))
 
-    async def desire(self, round_: int, serving: DraftManifest | None = None, fencing_token: int = 1) -> None:
+    async def desire(
+        self,
+        round_: int,
+        serving: DraftManifest | None = None,
+        fencing_token: int = 1,
+        pool: tuple[tuple[int, str], ...] = (),
+        pool_scoring: int = 0,
+    ) -> None:
         self.generation += 1
         version, digest = (serving.version, serving.content_digest) if serving is not None else (0, "")
-        desired = DesiredTrainer("t1", self.generation, fencing_token, 0.0, round_, version, digest, "test")
+        desired = DesiredTrainer(
+            "t1", self.generation, fencing_token, 0.0, round_, version, digest, "test", pool, pool_scoring, 8
+        )
         await self.bus.publish(subjects.control_trainer("tiny", "t1"), envelope.encode(desired))
 
     async def manifest(self, version: int, limit_s: float = 200.0) -> DraftManifest:

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.integration.trainer.harness import Surroundings, Trainer, eventually
-from tests.trainer_samples import SPEC
+from tests.trainer_samples import SPEC, request_id
 from tide_daemon.bus.memory import MemoryBus
 from tide_daemon.draft import checkpoint
 from tide_daemon.roles.draft_fetch import DraftFetcher
+from tide_daemon.wire.records import TrainerReport
 
 
 async def test_day_0_then_a_round_on_top(bus: MemoryBus, target: Path, tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ async def test_day_0_then_a_round_on_top(bus: MemoryBus, target: Path, tmp_path:
     await around.desire(1)
     first = await around.manifest(1)
     assert (first.parent_version, first.base_version, first.trainer) == (0, None, "t1")
-    assert first.scores
+    assert first.scores and all(score.by_position for score in first.scores)
     plain = sum(s.num_positions for s in first.scores)
     assert sum(s.serving_tokens for s in first.scores) == plain
     path = await DraftFetcher(bus, tmp_path / "cache").fetch(SPEC, 1, first.content_digest)
@@ -41,6 +42,47 @@ async def test_day_0_then_a_round_on_top(bus: MemoryBus, target: Path, tmp_path:
         return True if report.state == "waiting" and report.shadow else None
 
     await eventually(waiting, 10)
+    await trainer.stop()
+
+
+async def test_earlier_drafts_are_scored_when_asked_for(bus: MemoryBus, target: Path, tmp_path: Path) -> None:
+    """On requests that were finished after the question, paired with the serving draft; one that is gone has no scores;
+    the answer stands until it is no longer wanted."""
+    around = Surroundings(bus)
+    trainer = Trainer(bus, tmp_path / "state", target)
+    await around.serve(40)
+    await around.desire(1)
+    first = await around.manifest(1)
+    await around.serve(40)
+    await trainer.until(lambda shown: shown["num_requests"] == 80)
+    await around.desire(2, first)
+    second = await around.manifest(2)
+    gone = (7, "ab" * 32)
+    await around.desire(2, second, pool=((1, first.content_digest), gone), pool_scoring=5)
+    await trainer.until(lambda shown: shown["pool_scoring"] == 5)
+    await around.serve(7)
+    await trainer.until(lambda shown: shown["num_requests"] == 87)
+    assert (await around.report()).pool_scoring == 0
+    await around.serve(3)
+
+    async def answered() -> TrainerReport | None:
+        report = await around.report()
+        return report if report.pool_scoring == 5 else None
+
+    held, missing = (await eventually(answered, 60)).pool
+    assert (held.version, held.serving_version, held.num_steps) == (1, 2, 3)
+    assert (missing.version, missing.scores) == (7, ())
+    newest = {request_id(number)[:16] for number in range(80, 90)}
+    assert len(held.scores) == 8 and {score.request for score in held.scores} < newest
+    serving, earlier = (sum(getattr(s, name) for s in held.scores) for name in ("serving_tokens", "candidate_tokens"))
+    assert serving > earlier  # the second draft has learnt more of the same traffic
+    await around.desire(2, second, pool=((1, first.content_digest),))
+
+    async def withdrawn() -> bool | None:
+        report = await around.report()
+        return True if report.pool_scoring == 0 and report.pool == () else None
+
+    await eventually(withdrawn, 10)
     await trainer.stop()
 
 

@@ -15,9 +15,11 @@ from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
     FleetState,
+    PoolScored,
     RequestScored,
     ServerFound,
     ServerReported,
+    ShadowScored,
     StepCount,
     Tick,
     TrainerFound,
@@ -205,8 +207,9 @@ class World:
             )  # fmt: skip
         else:
             found = TrainerFound(
-                self.at, name, wanted.generation, wanted.round, wanted.serving_version, wanted.serving_digest
-            )
+                self.at, name, wanted.generation, wanted.round, wanted.serving_version, wanted.serving_digest,
+                wanted.pool, wanted.pool_scoring,
+            )  # fmt: skip
         self._decide(found)
 
     def _decide(self, event: Event) -> None:
@@ -263,23 +266,37 @@ class World:
         standing = self.desired.get(TRAINER)
         if standing is not None and (self.trainer_held is None or standing.place > self.trainer_held.place):
             self.trainer_held = standing
+        held = self.trainer_held
+        if held is not None and held.instruction.round > self.trainer_round:  # type: ignore[union-attr]
+            self.trainer_round, self.new_tokens = held.instruction.round, 0  # type: ignore[union-attr]
 
-    def trainer_reports(self, state: str) -> TrainerReported:
+    def trainer_reports(self, state: str, shadow: float = 0.0, gain: float | None = None) -> TrainerReported:
+        """`shadow`: held-out accept length of the serving draft; `gain`: what earlier drafts have over it, if asked."""
         self.trainer_sequence += 1
-        serving = 0 if self.trainer_held is None else self.trainer_held.instruction.serving_version  # type: ignore[union-attr]
+        wanted = None if self.trainer_held is None else self.trainer_held.instruction
+        assert wanted is None or isinstance(wanted, SetTrainer)
+        serving = 0 if wanted is None else wanted.serving_version
+        scores = () if shadow == 0.0 else (ShadowScored("", 8, 400, 400 * shadow + self.trainer_sequence % 2),)
+        number, scored = 0, ()
+        if wanted is not None and wanted.pool_scoring and gain is not None:
+            number = wanted.pool_scoring
+            scored = tuple(
+                PoolScored(
+                    version, serving, 3, paired_scores(60.0 if serving == 0 else 110.0, gain + version / 100, 12)
+                )
+                for version, _ in wanted.pool
+            )
         return TrainerReported(
-            self.at, TRAINER, self.trainer_sequence, state, serving, 0, self.new_tokens, self.trainer_round
-        )
+            self.at, TRAINER, self.trainer_sequence, state, serving, 0, self.new_tokens, self.trainer_round,
+            scores, number, scored,
+        )  # fmt: skip
 
     def publish(self, gain: float, num_requests: int) -> CandidatePublished:
         """The next version's manifest, scored against what the trainer was told is served."""
         version = max(self.manifests, default=0) + 1
         parent = 0 if self.trainer_held is None else self.trainer_held.instruction.serving_version  # type: ignore[union-attr]
         base = 60.0 if parent == 0 else 110.0
-        scores = tuple(
-            RequestScored(f"{index:016x}", "", 60, base, max(60.0, min(240.0, base + 60 * gain + index % 3)))
-            for index in range(num_requests)
-        )
+        scores = paired_scores(base, gain, num_requests)
         manifest = CandidatePublished(self.at, version, digest_of(version), parent, TRAINER, 0, 3, scores)
         self.manifests[version] = manifest
         return manifest
@@ -290,7 +307,17 @@ class World:
     # What the journal says
 
     def judged(self) -> list[int]:
-        return [item.version for entry in self.journal for item in entry.instructions if isinstance(item, Judged)]
+        """Versions that were judged as candidates."""
+        made = (item for entry in self.journal for item in entry.instructions)
+        return [item.version for item in made if isinstance(item, Judged) and not item.from_pool]
+
+
+def paired_scores(base: float, gain: float, num_requests: int) -> tuple[RequestScored, ...]:
+    """60 chain starts a request; `base` tokens under the serving draft, `gain` accept length more under the other."""
+    return tuple(
+        RequestScored(f"{index:016x}", "", 60, base, max(60.0, min(240.0, base + 60 * gain + index % 3)))
+        for index in range(num_requests)
+    )
 
 
 def name_of(instruction: SetServer | SetTrainer) -> str:

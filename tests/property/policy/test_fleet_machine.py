@@ -9,7 +9,8 @@ Held after each step, by the numbers of the architecture page where they have on
     7   what the policy keeps is bounded
         no draft, no steps; generations never go back or mean two things; what stands is the newest that was journalled,
         or the newest entry still asks for it
-        a version is judged once, and not served again after it was rolled back; only passed drafts are served
+        a candidate is judged once; a version is not served again after it was rolled back; only passed drafts are
+        served, and tried again
         a leader knows what its predecessor's journal says of the fleet
 
 and at the end of each run:
@@ -45,6 +46,10 @@ SETTINGS = PolicySettings(
     rollout_deadline_s=10.0,
     canary_busy_s=10.0,
     lost_after_s=5.0,
+    score_initial=1,
+    pool_size=3,
+    pool_deadline_s=10.0,
+    pool_interval_s=5.0,
 )
 NODES = ("node-a", "node-b", "node-c")
 names = st.sampled_from(NODES)
@@ -136,15 +141,18 @@ class FleetMachine(RuleBasedStateMachine):
 
     # The trainer
 
-    @rule(state=st.sampled_from(("waiting", "waiting", "training", "failed")), tokens=st.integers(0, 4000))
-    def trainer_reports(self, state: str, tokens: int) -> None:
+    @rule(
+        state=st.sampled_from(("waiting", "waiting", "training", "failed")),
+        tokens=st.integers(0, 4000),
+        shadow=st.sampled_from((0.0, 1.2, 2.0)),
+        gain=st.sampled_from((None, -0.3, 0.3)),
+    )
+    def trainer_reports(self, state: str, tokens: int, shadow: float, gain: float | None) -> None:
+        """With scores of the serving draft that may have fallen, and of earlier drafts if it was asked for them."""
         world = self.world
-        world.trainer_reads()
         world.new_tokens += tokens
-        held = world.trainer_held
-        if held is not None and held.instruction.round > world.trainer_round:  # type: ignore[union-attr]
-            world.trainer_round, world.new_tokens = held.instruction.round, 0  # type: ignore[union-attr]
-        world.deliver(world.trainer_reports(state))
+        world.trainer_reads()
+        world.deliver(world.trainer_reports(state, shadow, gain))
 
     @rule(gain=st.sampled_from((-0.3, 0.02, 0.3, 0.9)), requests=st.sampled_from((2, 12)), quality=probs)
     def candidate_is_published(self, gain: float, requests: int, quality: float) -> None:
@@ -166,6 +174,22 @@ class FleetMachine(RuleBasedStateMachine):
         self.quality[manifest.version] = quality
         self.world.deliver(manifest)
         self.world.writes_left, *self.world.next_lives = lives or [None]
+        self.everybody_lives(1.0, turns)
+
+    @rule(gain=st.sampled_from((-0.3, 0.3)), turns=st.integers(0, 25), lives=st.lists(st.integers(0, 30), max_size=3))
+    def traffic_of_before_comes_back(self, gain: float, turns: int, lives: list[int]) -> None:
+        """Held-out scores fall, an idle trainer is asked to score earlier drafts, and answers; a leader may die."""
+        world = self.world
+        for _ in range(2):
+            if not world.leader.fleet.pool:
+                self.a_rollout_runs_its_course(0.8, 25, [], False)
+        for shadow in (2.0, 1.9, 1.1, 1.0, 1.1):
+            world.trainer_reads()
+            world.deliver(world.trainer_reports("waiting", shadow))
+        world.writes_left, *world.next_lives = lives or [None]
+        for _ in range(2):
+            world.trainer_reads()
+            world.deliver(world.trainer_reports("waiting", gain=gain))
         self.everybody_lives(1.0, turns)
 
     @precondition(lambda self: self.world.manifests)
@@ -190,6 +214,8 @@ class FleetMachine(RuleBasedStateMachine):
         leader.check_invariants()
         assert len(leader.pending) <= 16
         assert len(leader.fleet.judged) <= 256 and len(leader.fleet.refused) <= 256
+        assert len(leader.fleet.pool) <= SETTINGS.pool_size
+        assert {past.version for past in leader.fleet.pool} <= set(self.world.passed)
         assert leader.fleet == self.world.newest_fleet(), "the journal does not hold the fleet's state"
 
     @invariant()
@@ -281,7 +307,7 @@ class FleetMachine(RuleBasedStateMachine):
 def _content(item: SetServer | SetTrainer) -> object:
     if isinstance(item, SetServer):
         return (item.draft_version, item.draft_digest, item.steps_table, item.collect, item.sample_rate)
-    return (item.round, item.serving_version, item.serving_digest)
+    return (item.round, item.serving_version, item.serving_digest, item.pool, item.pool_scoring)
 
 
 FleetMachine.TestCase.settings = settings(

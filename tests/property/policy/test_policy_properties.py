@@ -16,6 +16,7 @@ from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
     FleetState,
+    PoolScored,
     RequestScored,
     ServerFound,
     ServerReported,
@@ -106,6 +107,19 @@ trainer_reports = st.builds(
     st.lists(
         st.builds(ShadowScored, st.just(""), st.integers(0, 9), st.integers(0, 900), st.floats(0.0, 3000.0)), max_size=2
     ).map(tuple),
+    st.integers(0, 5),
+    st.lists(
+        st.builds(
+            PoolScored,
+            st.integers(0, 5),
+            st.integers(0, 5),
+            st.integers(1, 3),
+            st.floats(-0.5, 1.0).map(
+                lambda gain: tuple(RequestScored(f"{i:016x}", "", 60, 90.0, 90 + 60 * gain + i % 3) for i in range(12))
+            ),
+        ),
+        max_size=3,
+    ).map(tuple),
 )
 events = st.one_of(server_reports(), server_reports(), trainer_reports, candidates(), st.builds(Tick, seconds))
 
@@ -180,7 +194,9 @@ class _Desired:
             for s in self.servers.values()
         ]
         trainers = [
-            TrainerFound(at, t.trainer, t.generation, t.round, t.serving_version, t.serving_digest)
+            TrainerFound(
+                at, t.trainer, t.generation, t.round, t.serving_version, t.serving_digest, t.pool, t.pool_scoring
+            )
             for t in self.trainers.values()
         ]
         return [*servers, *trainers]

@@ -6,6 +6,7 @@ from tests.unit.simulate.small import small
 from tide_daemon.simulate.figures import compare, result_map
 from tide_daemon.simulate.reading import read
 from tide_daemon.simulate.running import NEWEST, PLAIN, STATIC, run_fixed, run_tide
+from tide_daemon.simulate.tally import Tally
 
 SHIFT = [
     {"name": "code", "hours": 0.1, "running": 16.0, "running_spread": 0.1, "mix": {"code": 1.0}},
@@ -81,3 +82,41 @@ def test_day_0_begins_without_a_draft() -> None:
     del document["first_draft"]
     tide = run_tide(read("day0", document), checked=True)
     assert tide.versions[0] == (0.0, 0) and tide.versions[-1][1] > 0
+
+
+def comes_back(pool_size: int) -> Tally:
+    """Code, then chat for long enough that the draft forgets code, then code again after 2,160 s."""
+    phases = [
+        {"name": name, "hours": hours, "running": 16.0, "running_spread": 0.1, "mix": {name: 1.0}}
+        for name, hours in (("code", 0.2), ("chat", 0.4), ("code", 0.3))
+    ]
+    policy = {
+        "max_batch_size": 32, "train_min_tokens": 1_000_000, "train_shift_tokens": 500_000, "idle_sample_rate": 0.02,
+        "pool_size": pool_size,
+    }  # fmt: skip
+    document = small(phase=phases, policy=policy, learning={"forget_tokens": 300_000.0})
+    return run_tide(read("comes_back", document), checked=True)
+
+
+def recovered_after_s(tally: Tally, since: float) -> float:
+    """Seconds until the fleet's accept length is within 5% of the best that it had before."""
+    lengths = [point.tokens / point.chains for point in tally.series if point.chains > 0.0]
+    best = max(lengths[: int(700 / tally.point_s)])
+    first = int(since / tally.point_s) + 1
+    return next(index for index in range(first, len(lengths)) if lengths[index] >= 0.95 * best) * tally.point_s - since
+
+
+def test_a_workload_that_comes_back_is_served_by_the_draft_that_knew_it() -> None:
+    """Without a training round, and sooner than training brings it back."""
+    pool, trained = comes_back(pool_size=4), comes_back(pool_size=0)
+    back = [decision for decision in pool.decisions if decision.at_s > 2160.0]
+    served = next(at for at, version in pool.versions if at > 2160.0)
+    (version,) = [version for at, version in pool.versions if at == served]
+    assert version in [known for at, known in pool.versions if at < 800.0]  # its last round on code ended after that
+    assert not [decision for decision in back if decision.kind == "round" and decision.at_s <= served]
+    assert [decision for decision in back if decision.kind == "pool" and f"version {version}, " in decision.text]
+    assert recovered_after_s(pool, 2160.0) < 60.0 < 0.5 * recovered_after_s(trained, 2160.0)
+    assert pool.counts.rounds < trained.counts.rounds
+    assert pool.phases[2].tokens > 1.02 * trained.phases[2].tokens
+    assert pool.counts.pool_scorings <= 4
+    assert trained.counts.pool_scorings == trained.counts.pool_promoted == 0

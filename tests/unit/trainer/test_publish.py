@@ -21,7 +21,7 @@ from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.draft_publish import Base, Publisher
 from tide_daemon.trainer.rounds import Round, Rounds, Trained
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import DesiredServer, DraftManifest, DraftPart, RequestScore
+from tide_daemon.wire.records import DesiredServer, DesiredTrainer, DraftManifest, DraftPart, RequestScore
 
 DRAFT_CONFIG = config_for_target(CONFIG, LAYERS, 64)
 SCORES = (RequestScore("0" * 16, "code", 8, 20, 20.0, 33.0),)
@@ -260,3 +260,30 @@ async def test_old_versions_are_purged_and_their_claims_stay(broker: MemoryBroke
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  # the catalog is not ours to instrument
         await asyncio.sleep(0.01)
+
+
+async def test_earlier_drafts_are_kept_and_can_be_told_from_gone_ones(broker: MemoryBroker, tmp_path: Path) -> None:
+    """The pool of desired state keeps old versions and what they are deltas of; one with a hole is not published."""
+    bus = MemoryBus(broker)
+    base, digests = None, {}
+    for number in range(1, 7):
+        round_ = make_round(tmp_path, number)
+        manifest = await publisher(bus).publish(round_, SCORES, 3, base, number - 1)
+        digests[number] = manifest.content_digest
+        held = checkpoint.load(round_.candidate_dir)
+        base = None if number == 3 else Base(manifest.version, held, 0 if base is None else base.chain + 1)
+    catalog = DraftCatalog(bus, "tiny", 1)
+    desired = DesiredTrainer("t1", 1, 1, 0.0, 6, 6, digests[6], "test", ((2, digests[2]),))
+    await bus.publish(subjects.control_trainer("tiny", "t1"), envelope.encode(desired))
+    follower = asyncio.create_task(catalog.run())
+    async with asyncio.timeout(5):
+        await _until(lambda: len(catalog.listed()) == 6 and bool(catalog._in_use))
+    await catalog.purge()
+    follower.cancel()
+    await asyncio.gather(follower, return_exceptions=True)
+    assert sorted(catalog.listed()) == [1, 2, 4, 5, 6]  # 2 is a delta of 1, 6 of 5 and 4; 3 belongs to nobody
+    fetcher = DraftFetcher(bus, tmp_path / "cache")
+    assert await fetcher.is_published(SPEC, 2, digests[2]) and await fetcher.is_published(SPEC, 6, digests[6])
+    assert not await fetcher.is_published(SPEC, 3, digests[3])
+    await bus.purge(subjects.draft_part("tiny", 1, 0))
+    assert not await fetcher.is_published(SPEC, 2, digests[2])

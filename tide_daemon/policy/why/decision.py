@@ -54,13 +54,20 @@ def _decided(instruction: Instruction) -> str:
         case SetServer():
             draft = f"version {instruction.draft_version}" if instruction.draft_version else "no draft"
             what = f"{instruction.node} is asked for {draft} and {steps_words(instruction.steps_table)}, because:"
+        case SetTrainer(pool_scoring=scoring) if scoring:
+            versions = ", ".join(str(version) for version, _ in instruction.pool)
+            what = (
+                f"{instruction.trainer} is asked to score earlier drafts ({versions}) against version "
+                f"{instruction.serving_version}, because:"
+            )
         case SetTrainer():
             what = (
                 f"{instruction.trainer} is asked for round {instruction.round} against version "
                 f"{instruction.serving_version}, because:"
             )
         case Judged():
-            what = f"version {instruction.version} was {VERDICTS[instruction.verdict]}:"
+            before = ", served before," if instruction.from_pool else ""
+            what = f"version {instruction.version}{before} was {VERDICTS[instruction.verdict]}:"
         case FleetMoved():
             fleet = instruction.fleet
             where = f" on {fleet.canary}" if fleet.canary else ""

@@ -18,9 +18,11 @@ from tide_daemon.policy.events import (
 )
 from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer, instruction_from_map
 from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.policy.workloads import Workloads
 
 _KEPT_REPORTS = 120
 _KEPT_DECISIONS = 1000
+_KEPT_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,15 @@ class TrainerPast:
 
 @dataclass(slots=True)
 class VersionPast:
-    """What became of a version: its manifest, the gate's answer, and every move of the fleet that concerned it."""
+    """What became of a version: its manifest, the gate's answer, and every move of the fleet that concerned it.
+
+    Attributes:
+        tried_again: the gate's newest answers when it was scored as an earlier draft.
+    """
 
     published: CandidatePublished | None = None
     judged: tuple[float, Judged] | None = None
+    tried_again: deque[tuple[float, Judged]] = field(default_factory=lambda: deque(maxlen=_KEPT_TRIES))
     moves: list[tuple[float, FleetMoved]] = field(default_factory=list)
 
 
@@ -101,6 +108,7 @@ class History:
     Attributes:
         settings: of the newest reign.
         fleet, fleet_at: newest state of the fleet and the time of the move that led to it.
+        workloads: figures of the serving draft, as the policy makes them of the same scores.
         newest_at, leader: time of the newest entry, and who wrote it.
     """
 
@@ -113,6 +121,7 @@ class History:
         self.nodes: dict[str, NodePast] = {}
         self.trainers: dict[str, TrainerPast] = {}
         self.versions: dict[int, VersionPast] = {}
+        self.workloads = Workloads()
         self.decisions: deque[Decided] = deque(maxlen=_KEPT_DECISIONS)
 
     def add(self, entry: Decided) -> None:
@@ -125,7 +134,7 @@ class History:
             case ServerReported():
                 self._node(entry.event.node).reports.append(entry.event)
             case TrainerReported():
-                self.trainers.setdefault(entry.event.trainer, TrainerPast()).report = entry.event
+                self._trainer_reported(entry.event)
             case ServerFound():
                 self._node(entry.event.node).found = entry.event
             case CandidatePublished():
@@ -138,6 +147,13 @@ class History:
         if entry.is_decision:
             self.decisions.append(entry)
 
+    def _trainer_reported(self, event: TrainerReported) -> None:
+        trainer = self.trainers.setdefault(event.trainer, TrainerPast())
+        again = trainer.report is not None and trainer.report.shadow == event.shadow
+        if self.fleet is not None and not again and event.serving_version == self.fleet.serving_version != NO_DRAFT:
+            self.workloads.observe(event.serving_version, event.shadow)
+        trainer.report = event
+
     def _follow(self, at: float, instruction: Instruction) -> None:
         match instruction:
             case SetServer():
@@ -147,6 +163,8 @@ class History:
                 if trainer.asked is None or trainer.asked[1].round != instruction.round:
                     trainer.round_since = (at, instruction)
                 trainer.asked = (at, instruction)
+            case Judged(from_pool=True):
+                self._version(instruction.version).tried_again.append((at, instruction))
             case Judged():
                 self._version(instruction.version).judged = (at, instruction)
             case FleetMoved():

@@ -1,5 +1,6 @@
 """Why a draft was deployed or refused, and what would have to change."""
 
+from tide_daemon.policy import pool
 from tide_daemon.policy.events import CandidatePublished, FleetState
 from tide_daemon.policy.instructions import FleetMoved, Judged
 from tide_daemon.policy.why.history import History, VersionPast
@@ -18,6 +19,7 @@ def why_version(history: History, version: int, now: float) -> list[str]:
         lines.append(_published(past.published))
     if past.judged is not None:
         lines.append(_judged(*past.judged))
+    lines += [f"Tried again, {_judged(at, answer)}" for at, answer in past.tried_again]
     for at, move in past.moves:
         if not _repeats(move, past):
             lines.append(f"{clock(at)}: {move.reason}{_numbers(move.numbers)}.")
@@ -44,6 +46,8 @@ def _status(history: History, fleet: FleetState, version: int, past: VersionPast
         }.get(fleet.stage, "served")
     if version in fleet.refused:
         return "rolled back, and not tried again"
+    if pool.find(fleet, version) is not None:
+        return "served before, and kept to be tried again when its traffic comes back"
     verdict = past.judged[1].verdict if past.judged is not None else ""
     if verdict in ("reject", "need_more_data"):
         return VERDICTS[verdict]
@@ -66,7 +70,10 @@ def _judged(at: float, answer: Judged) -> str:
 
 def _repeats(move: FleetMoved, past: VersionPast) -> bool:
     """Whether a move only says what the gate's answer said."""
-    return past.judged is not None and past.judged[1].reason in move.reason
+    answers = [answer for _, answer in past.tried_again]
+    if past.judged is not None:
+        answers.append(past.judged[1])
+    return any(answer.reason in move.reason for answer in answers)
 
 
 def _numbers(numbers: dict[str, float]) -> str:

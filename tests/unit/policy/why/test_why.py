@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.policy.pool_world import FLEET, World, past, scored
 from tests.unit.policy.simulated_fleet import Fleet, ModelledNode, digest_of, one_node, step_s
 from tide_daemon.policy.events import (
     ControllerStarted,
@@ -289,6 +290,29 @@ def test_live_figures_are_of_the_running_draft_only() -> None:
     assert live([replace(reports[-1], running_version=3)]) is not None
     assert live([*reports, replace(reports[-1], running_version=3, steps=())]) is None
     assert live([]) is None
+
+
+def test_earlier_drafts_and_workloads_are_explained() -> None:
+    """A workload comes back: what is known of it, who was asked for what, and what became of the earlier draft."""
+    world = World(replace(FLEET, pool=(past(3, code=2.4), past(5, chat=1.9))))
+    for _ in range(6):
+        world.trainer(2.1, workload="code")
+    world.trainer(pool=(scored(3, 0.4), scored(5, -0.2)))
+    history = History()
+    for sequence, (event, made) in enumerate(world.entries, start=1):
+        maps = [instruction_to_map(item) for item in made]
+        history.add(Decided.from_maps(event.at, sequence, 7, "first", event_to_map(event), maps))
+    fleet = "\n".join(why_fleet(history, world.at))
+    assert "Version 5 is kept to be tried again, served until" in fleet and "chat 1.90" in fleet
+    assert "code: 100% of what was scored lately, held-out accept length 2.10 (24 requests so far)" in fleet
+    third = "\n".join(why_version(history, 3, world.at))
+    assert "Version 3: on its canary a since" in third and "Tried again, " in third
+    assert third.count("gain +0.4") == 1
+    fifth = "\n".join(why_version(history, 5, world.at))
+    assert "served before, and kept to be tried again when its traffic comes back" in fifth
+    decided = "\n".join(line for entry in history.decisions for line in why_decision(entry))
+    assert "t is asked to score earlier drafts (3, 5) against version 9, because:" in decided
+    assert "version 3, served before, was promoted:" in decided and "version 5, served before, was refused:" in decided
 
 
 def test_words() -> None:
