@@ -45,6 +45,11 @@ class CaptureConfig:
     max_rows: int = setting(
         0, "At most this many rows of one request; 0 for all.", unit="rows", minimum=0, maximum=1 << 20
     )
+    prompt_workloads: bool = setting(
+        True,
+        "Requests whose client names no workload are told apart by a hash of the first 32 tokens of their prompt, "
+        "where many begin alike.",
+    )
     topk_logprobs: int = setting(
         16, "The target's most likely tokens kept for each row, as soft targets; 0 for none.", minimum=0, maximum=64
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
 from tide_daemon.errors import DraftError, EngineError
-from tide_daemon.wire.records import NO_DRAFT, HiddenChunk, StepStats, TargetSpec
+from tide_daemon.wire.records import NO_DRAFT, HiddenChunk, StepStats, TargetSpec, WorkloadSteps
 from tide_daemon.wire.tensors import float32_to_bf16, rows_per_chunk
 
 _MAX_STEPS_AT_ONCE = 100_000
@@ -106,6 +106,7 @@ class ModelledEngine:
         self._running: list[_Request] = []
         self._ready: list[HiddenChunk] = []
         self._counts: dict[tuple[int, int], _Counts] = {}
+        self._served: dict[str, list[int]] = {}
         self._table: tuple[tuple[int, int], ...] = ()
         self._capture = CaptureSettings(collect=True)
         self._draft = DraftState(NO_DRAFT, "")
@@ -141,6 +142,7 @@ class ModelledEngine:
         self._starts += 1
         self._epoch = self._starts
         self._counts.clear()
+        self._served.clear()
         self._running.clear()
         self._draft, self._table = DraftState(NO_DRAFT, ""), ()
         self._swaps = self._rows = self._dropped = 0
@@ -165,6 +167,7 @@ class ModelledEngine:
             num_swaps=self._swaps,
             engine_starts=self._starts,
             problems=(self._problem,) if self._problem else (),
+            workloads=tuple(WorkloadSteps(name, *self._served[name]) for name in sorted(self._served)),
         )
 
     def _stats_of(self, key: tuple[int, int]) -> StepStats:
@@ -255,6 +258,10 @@ class ModelledEngine:
                 counts.accepted_at[accepted] += 1
                 accepted += 1
             counts.num_tokens += accepted + 1
+            if steps and request.captured:
+                served = self._served.setdefault(request.workload, [0, 0])
+                served[0] += 1
+                served[1] += accepted + 1
             request.left -= accepted + 1
         for request in [r for r in self._running if r.left <= 0]:
             self._running.remove(request)
@@ -268,7 +275,7 @@ class ModelledEngine:
         return next((steps for largest, steps in self._table if batch <= largest), 0)
 
     def _new_request(self, workload: str) -> _Request:
-        captured = self._capture.collect and self._rng.random() < self._capture.sample_rate
+        captured = self._capture.collect and self._rng.random() < self._capture.rate_of(workload)
         return _Request(self._rng.bytes(16).hex(), captured, workload, self._settings.response_tokens, time.time())
 
     def _emit(self, request: _Request) -> None:

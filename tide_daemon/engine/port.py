@@ -9,16 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tide_daemon.wire.records import HiddenChunk, StepStats, TargetSpec
+from tide_daemon.wire.records import HiddenChunk, StepStats, TargetSpec, WorkloadSteps
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
-    """What is captured. Rates are shares of requests; `max_rows` a request, 0 for no limit."""
+    """What is captured. Rates are shares of requests; `max_rows` a request, 0 for no limit.
+
+    Attributes:
+        preferred, preferred_rate: workloads that have a rate of their own.
+    """
 
     collect: bool
     sample_rate: float = 1.0
     max_rows: int = 0
+    preferred: tuple[str, ...] = ()
+    preferred_rate: float = 0.0
+
+    def rate_of(self, workload: str) -> float:
+        """Share of this workload's requests that is captured."""
+        return self.preferred_rate if workload in self.preferred else self.sample_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class EngineStats:
     Attributes:
         state: "starting", "ready", "capture_off" or "down".
         steps: cumulative per (batch size, num_steps) since the engine started; the role takes differences.
+        workloads: cumulative drafted chains and tokens of captured requests by workload.
         epoch: changes when the engine process was replaced, so that counters begin again.
     """
 
@@ -51,6 +62,7 @@ class EngineStats:
     num_swaps: int
     engine_starts: int
     problems: tuple[str, ...] = field(default=())
+    workloads: tuple[WorkloadSteps, ...] = ()
 
 
 class Engine(Protocol):

@@ -16,6 +16,8 @@ class Asked:
     steps_table: StepsTable = ()
     collect: bool = False
     sample_rate: float = 0.0
+    preferred: tuple[str, ...] = ()
+    preferred_rate: float = 0.0
 
     @classmethod
     def from_found(cls, found: ServerFound) -> "Asked":
@@ -27,6 +29,8 @@ class Asked:
             found.steps_table,
             found.collect,
             found.sample_rate,
+            found.preferred,
+            found.preferred_rate,
         )
 
     def difference(self, wanted: "Asked", steps_reason: str, collect_reason: str) -> str:
@@ -36,11 +40,20 @@ class Asked:
             parts.append(f"draft {self.draft_version} to {wanted.draft_version}")
         if self.steps_table != wanted.steps_table:
             parts.append(steps_reason)
-        if (self.collect, self.sample_rate) != (wanted.collect, wanted.sample_rate):
-            parts.append(f"collect {wanted.sample_rate:.0%} of requests: {collect_reason}")
+        if self._captured() != wanted._captured():
+            parts.append(f"collect {wanted.sample_rate:.0%} of requests{wanted._preference()}: {collect_reason}")
         if self.generation == 0 and not parts:
             parts.append("first seen")
         return "; ".join(parts)
+
+    def _captured(self) -> tuple[object, ...]:
+        return self.collect, self.sample_rate, self.preferred, self.preferred_rate
+
+    def _preference(self) -> str:
+        if not self.preferred:
+            return ""
+        names = " and ".join(name or "those without a label" for name in self.preferred)
+        return f", {self.preferred_rate:.0%} of {names}, which did better before"
 
 
 @dataclass(slots=True)

@@ -72,7 +72,8 @@ class Controller:
         self._roster = Roster()
         self._offline: dict[int, OfflineScore] = {}
         self._assigned: FleetState | None = None
-        self._rate: float | None = None
+        self._rates: tuple[float, tuple[str, ...]] | None = None
+        self._weak: tuple[str, ...] = ()
         self._trained_for: tuple[object, ...] = ()
         self._kept: FleetState | None = None
         self._kept_at = -math.inf
@@ -150,6 +151,8 @@ class Controller:
         self._roster.heard(event.node, self.now)
         self.speculation[event.node].account_for(counted)
         node.score_offline(self._offline.get(node.running_version))
+        if event.running_version == self.fleet.serving_version:
+            self.workloads.served(event.running_version, event.workloads)
         drafted = [step for _, step in counted if step.num_steps > 0]
         proposals = sum(step.num_proposals for step in drafted)
         if event.running_version == self.fleet.serving_version and proposals >= self.settings.shift_min_proposals:
@@ -171,6 +174,7 @@ class Controller:
         if again or not event.serving_version == self.fleet.serving_version != NO_DRAFT:
             return
         self.workloads.observe(event.serving_version, event.shadow)
+        self._weak = self.workloads.weak(pool.best_lengths(self.fleet), self._weak, self.settings)
         if positions >= self.settings.gate_min_positions:
             accept_length = math.fsum(scored.num_tokens for scored in event.shadow) / positions
             self._see(collection.score(self.collection, max(1.0, accept_length), self.settings))
@@ -282,7 +286,7 @@ class Controller:
 
     def _another_draft(self, before: FleetState) -> None:
         """Another draft serves now: a new one, an earlier one, or the one before because this one was rolled back."""
-        self.collection = collection.draft_changed(self.collection)
+        self.collection, self._weak = collection.draft_changed(self.collection), ()
         serving = self.fleet.serving_version
         if self.fleet.stage != rollout.REST:
             if self.fleet.outdated:
@@ -336,21 +340,36 @@ class Controller:
             pays=bool(self._roster.paying),
         )
         rate = self.settings.sample_rate if collect else self.settings.idle_sample_rate
-        names = sorted(tables) if rate == self._rate else self._roster.names()
-        self._rate = rate
+        preferred = () if collect or self.settings.sample_rate <= rate else self._weak
+        preferred_rate = self.settings.sample_rate if preferred else 0.0
+        names = sorted(tables) if (rate, preferred) == self._rates else self._roster.names()
+        self._rates = rate, preferred
         instructions: list[Instruction] = []
         for name in names:
             asked, speculation = self.asked.get(name, Asked()), self.speculation[name]
             draft = rollout.draft_for(self.fleet, name)
             table = tables.get(name, asked.steps_table)
-            wanted = Asked(asked.generation + 1, *draft, table, rate > 0.0, rate)
+            captures = max(rate, preferred_rate) > 0.0
+            wanted = Asked(asked.generation + 1, *draft, table, captures, rate, preferred, preferred_rate)
             reason = asked.difference(wanted, speculation.reason, why)
             if not reason:
                 continue
             self.asked[name] = wanted
             numbers = speculation.numbers()
             instructions.append(
-                SetServer(name, wanted.generation, *draft, table, wanted.collect, rate, cause, reason, numbers)
+                SetServer(
+                    name,
+                    wanted.generation,
+                    *draft,
+                    table,
+                    captures,
+                    rate,
+                    cause,
+                    reason,
+                    numbers,
+                    preferred,
+                    preferred_rate,
+                )
             )
         return instructions
 

@@ -65,6 +65,15 @@ class StepCount:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadServed:
+    """Drafted chains of captured requests of one workload, and the tokens that they gave, the target's own included."""
+
+    workload: str
+    num_chains: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerReported:
     """A server node said what it saw; `engine` is "starting", "ready", "capture_off" or "down"."""
 
@@ -77,6 +86,7 @@ class ServerReported:
     applied_generation: int
     interval_s: float
     steps: tuple[StepCount, ...]
+    workloads: tuple[WorkloadServed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,15 @@ class ShadowScored:
     num_requests: int
     num_positions: int
     num_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadStored:
+    """Finished requests of a workload in a trainer's store, and response tokens of them since its last round began."""
+
+    workload: str
+    num_requests: int
+    new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,7 @@ class TrainerReported:
     shadow: tuple[ShadowScored, ...] = ()
     pool_scoring: int = 0
     pool: tuple[PoolScored, ...] = ()
+    workloads: tuple[WorkloadStored, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +199,8 @@ class ServerFound:
     steps_table: StepsTable
     collect: bool
     sample_rate: float
+    preferred: tuple[str, ...] = ()
+    preferred_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,11 @@ from tide_daemon.policy.plain import from_plain, to_plain
 
 @dataclass(frozen=True, slots=True)
 class SetServer:
-    """Have a server node run this. `generation` grows by one with every change for this node."""
+    """Have a server node run this. `generation` grows by one with every change for this node.
+
+    Attributes:
+        preferred, preferred_rate: workloads of whose requests this share is captured, instead of `sample_rate`.
+    """
 
     node: str
     generation: int
@@ -25,6 +29,8 @@ class SetServer:
     cause: str
     reason: str
     numbers: dict[str, float]
+    preferred: tuple[str, ...] = ()
+    preferred_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

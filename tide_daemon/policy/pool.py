@@ -34,6 +34,14 @@ def find(fleet: FleetState, version: int) -> PastDraft | None:
     return next((past for past in fleet.pool if past.version == version), None)
 
 
+def best_lengths(fleet: FleetState) -> dict[str, float]:
+    """Accept length that the serving draft or one of the pool is known to have had, by workload; the best of them."""
+    best: dict[str, float] = {}
+    for workload, length in (*fleet.lengths, *(item for past in fleet.pool for item in past.lengths)):
+        best[workload] = max(length, best.get(workload, 0.0))
+    return best
+
+
 def with_shift(fleet: FleetState, *, settled: bool) -> FleetState:
     """The state after a shift was seen; `settled`: the draft that serves had learnt what was to be learnt."""
     if fleet.outdated or fleet.serving_version == NO_DRAFT:

@@ -51,6 +51,8 @@ class PolicySettings:
         headroom_gain: a promoted draft that gained at least this much accept length leaves collection on.
         sample_rate: share of requests captured while collection is on.
         idle_sample_rate: the same while it is off, for shadow scores; 0 captures nothing.
+        workload_max_fall: held-out accept length that a workload may have lost, as a share of the best that is known of
+            it, before it is captured at sample_rate while collection is off.
 
         train_min_tokens: new response tokens that ask for a round.
         train_first_tokens: the same while there is no draft at all.
@@ -123,6 +125,7 @@ class PolicySettings:
     headroom_gain: float = 0.02
     sample_rate: float = 1.0
     idle_sample_rate: float = 0.05
+    workload_max_fall: float = 0.1
 
     train_min_tokens: int = 8_000
     train_first_tokens: int = 3_000
@@ -230,6 +233,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "headroom_gain": (0.0, 10.0),
     "sample_rate": _SHARE,
     "idle_sample_rate": _SHARE,
+    "workload_max_fall": _SHARE,
     "train_min_tokens": _COUNT,
     "train_first_tokens": _COUNT,
     "train_shift_tokens": _COUNT,

@@ -19,6 +19,7 @@ def state_map(controller: "Controller") -> dict[str, Any]:
         "nodes": {name: _node_map(controller, name) for name in sorted(controller.nodes)},
         "trainers": {name: _trainer_map(controller, name) for name in sorted(controller.trainers.by_name)},
         "collection": to_plain(controller.collection),
+        "workloads": {name: to_plain(figure) for name, figure in controller.workloads.figures.items()},
         "pool_try": "" if controller.pool_try.under_way is None else controller.pool_try.reason,
         "pending": [candidate.version for candidate in controller.pending],
     }
@@ -61,6 +62,7 @@ def _node_map(controller: "Controller", name: str) -> dict[str, Any]:
         "steps_table": to_plain(asked.steps_table),
         "collect": asked.collect,
         "sample_rate": asked.sample_rate,
+        "preferred": to_plain(asked.preferred),
         "num_implausible": node.num_implausible,
         "probe": speculation.probe.kind if speculation.probe is not None else "",
         "reason": speculation.reason,

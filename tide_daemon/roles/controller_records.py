@@ -15,6 +15,8 @@ from tide_daemon.policy.events import (
     StepCount,
     TrainerFound,
     TrainerReported,
+    WorkloadServed,
+    WorkloadStored,
     event_name,
 )
 from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
@@ -59,6 +61,7 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 record.applied_generation,
                 record.interval_s,
                 steps,
+                tuple(WorkloadServed(item.workload, item.num_chains, item.num_tokens) for item in record.workloads),
             )
         case TrainerReport():
             shadow = tuple(
@@ -77,6 +80,7 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 shadow,
                 record.pool_scoring,
                 tuple(_pool_scored(item) for item in record.pool),
+                tuple(WorkloadStored(item.workload, item.num_requests, item.new_tokens) for item in record.workloads),
             )
         case DraftManifest():
             scores = tuple(_scored(item) for item in record.scores)
@@ -126,6 +130,8 @@ def event_of_desired(record: DesiredServer | DesiredTrainer, at: float) -> Serve
                 record.steps_table,
                 record.collect,
                 record.sample_rate,
+                record.preferred,
+                record.preferred_rate,
             )
         case DesiredTrainer():
             return TrainerFound(
@@ -155,6 +161,8 @@ def desired_record(instruction: Instruction, fencing_token: int, at: float) -> D
                 instruction.collect,
                 instruction.sample_rate,
                 instruction.reason[:_MAX_REASON],
+                instruction.preferred,
+                instruction.preferred_rate,
             )
         case SetTrainer():
             return DesiredTrainer(

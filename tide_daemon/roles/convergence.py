@@ -108,7 +108,13 @@ class Convergence:
         return True
 
     async def _apply_capture(self, desired: DesiredServer) -> None:
-        wanted = CaptureSettings(desired.collect, min(desired.sample_rate, self.max_sample_rate), self.max_rows)
+        wanted = CaptureSettings(
+            desired.collect,
+            min(desired.sample_rate, self.max_sample_rate),
+            self.max_rows,
+            desired.preferred,
+            min(desired.preferred_rate, self.max_sample_rate),
+        )
         if wanted != self._capture:
             await self.engine.set_capture(wanted)
             self._capture = wanted

@@ -7,7 +7,10 @@ restarted engine for negative traffic. `engine/port.py` describes both sides' fi
 from dataclasses import dataclass, field, replace
 
 from tide_daemon.engine.port import EngineStats
-from tide_daemon.wire.records import NodeReport, StepStats
+from tide_daemon.wire.records import NodeReport, StepStats, WorkloadSteps
+
+MAX_WORKLOADS = 16
+"""Workloads that a report tells of: labels are the clients' choice."""
 
 StepKey = tuple[int, int]
 
@@ -47,6 +50,8 @@ class ReportBuilder:
             for current in stats.steps
             if (difference := subtract(current, old.get(step_key(current)))).num_verifies > 0
         )
+        earlier = {w.workload: w for w in before.workloads} if before is not None and same_engine else {}
+        workloads = [newer(current, earlier.get(current.workload)) for current in stats.workloads]
         interval_s = max(0.0, at - self._previous_at) if self._previous is not None else 0.0
         self._sequence += 1
         self._previous, self._previous_at = stats, at
@@ -71,6 +76,7 @@ class ReportBuilder:
             num_swaps=stats.num_swaps,
             engine_starts=stats.engine_starts,
             problems=problems,
+            workloads=largest(workloads),
         )
 
 
@@ -91,3 +97,19 @@ def subtract(current: StepStats, earlier: StepStats | None) -> StepStats:
         step_s=current.step_s - earlier.step_s,
         target_s=current.target_s - earlier.target_s,
     )
+
+
+def newer(current: WorkloadSteps, earlier: WorkloadSteps | None) -> WorkloadSteps:
+    """Counts of `current` that came after `earlier`."""
+    if earlier is None:
+        return current
+    return WorkloadSteps(
+        current.workload, current.num_chains - earlier.num_chains, current.num_tokens - earlier.num_tokens
+    )
+
+
+def largest(workloads: list[WorkloadSteps]) -> tuple[WorkloadSteps, ...]:
+    """Those with most chains, without any that had none, by name."""
+    some = [each for each in workloads if each.num_chains > 0]
+    kept = sorted(some, key=lambda each: (-each.num_chains, each.workload))[:MAX_WORKLOADS]
+    return tuple(sorted(kept, key=lambda each: each.workload))

@@ -232,6 +232,7 @@ class TrainerRole:
             problems=tuple(problem[:_MAX_PROBLEM_CHARS] for problem in self._problems()),
             pool_scoring=self._pool.number if self._pool.scores is not None else 0,
             pool=self._pool.scores or (),
+            workloads=stats.workloads,
         )
 
     def _problems(self) -> list[str]:

@@ -21,11 +21,11 @@ from tide_daemon.errors import BusError, BusUnavailableError, StoreError, WireEr
 from tide_daemon.roles.target_spec import SpecKeeper
 from tide_daemon.trainer.join import refusal
 from tide_daemon.trainer.segments import ChunkMeta
-from tide_daemon.trainer.selection import heldout, new_tokens, num_finished_after
+from tide_daemon.trainer.selection import by_workload, heldout, new_tokens, num_finished_after
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.trainer.store import SampleStore, StoreLimits
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import HiddenChunk
+from tide_daemon.wire.records import HiddenChunk, StoredWorkload
 
 log = structlog.get_logger()
 
@@ -55,6 +55,7 @@ class StoreStats:
     newest_finished_sequence: int = 0
     mark: int | None = None
     num_since_mark: int = 0
+    workloads: tuple[StoredWorkload, ...] = ()
 
 
 class Ingest:
@@ -205,6 +206,7 @@ class Ingest:
             newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
             mark=mark,
             num_since_mark=0 if mark is None else num_finished_after(requests, mark),
+            workloads=tuple(by_workload(requests, self._settings, self.cursor)),
         )
 
     async def delete(self, request_id: str) -> int:

@@ -125,7 +125,7 @@ class Leader:
 def _server_found(desired: SetServer, at: float) -> ServerFound:
     return ServerFound(
         at, desired.node, desired.generation, desired.draft_version, desired.draft_digest, desired.steps_table,
-        desired.collect, desired.sample_rate,
+        desired.collect, desired.sample_rate, desired.preferred, desired.preferred_rate,
     )  # fmt: skip
 
 

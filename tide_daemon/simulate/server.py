@@ -68,7 +68,6 @@ class ModelledServer:
         # Its counting costs as much as a node costs the controller, so it is there only where it may be needed.
         may_be_alone = counts and any(failure.kind == "cut_off" for failure in scenario.failures)
         self._alone = Alone(name, scenario.policy) if may_be_alone else None
-        self._sample_rate = 0.0
         self._swap_at = math.inf
         self._generation = 0
         self._sequence = 0
@@ -108,15 +107,17 @@ class ModelledServer:
         if batch == 0 or busy_s <= 0.0:
             return
         steps = self._steps(batch)
-        slowness = self._slowness * (1.0 + self._scenario.capture_cost * self._sample_rate)
+        captured = {name: share * self._rate_of(name) for name, share in traffic.mix.items()}
+        rate = math.fsum(captured.values())
+        slowness = self._slowness * (1.0 + self._scenario.capture_cost * rate)
         step_s = self._curve.step_s(batch, steps) * slowness
         num_verifies = busy_s / step_s
         accept_length = 1.0 + sum(survival[:steps])
         tokens = num_verifies * batch * accept_length
         plain = batch * busy_s / (self._curve.step_s(batch, 0) * self._slowness)
         self._tally.served(self.name, at, to, tokens, plain, num_verifies * batch, steps)
-        if self._sample_rate > 0.0 and self.reachable:
-            self._tally.captured(traffic.mix, tokens * self._sample_rate)
+        if rate > 0.0 and self.reachable:
+            self._tally.captured(captured, tokens)
         if self._wants_counts:
             known = self._steps_seen.get(batch)
             self._steps_seen[batch] = steps
@@ -130,7 +131,6 @@ class ModelledServer:
             return None
         self.advance(at)
         self._generation, self.desired = desired.generation, desired
-        self._sample_rate = desired.sample_rate
         if desired.draft_version in (NO_DRAFT, self.version):
             # Plain decoding needs no draft to be taken out: its steps table is empty.
             self._table, self._swap_at = desired.steps_table, math.inf
@@ -192,6 +192,12 @@ class ModelledServer:
             self._reached_at = at
         elif self._alone is not None:
             self._in_force = self._alone.table(at, self._table, at - self._reached_at)
+
+    def _rate_of(self, workload: str) -> float:
+        """Share of a workload's requests that is captured."""
+        if self.desired is None:
+            return 0.0
+        return self.desired.preferred_rate if workload in self.desired.preferred else self.desired.sample_rate
 
     def _steps(self, batch: int) -> int:
         if self.version == NO_DRAFT:

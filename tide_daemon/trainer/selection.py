@@ -16,6 +16,10 @@ from dataclasses import dataclass
 
 from tide_daemon.trainer.index import StoredRequest, is_heldout
 from tide_daemon.trainer.settings import TrainerSettings
+from tide_daemon.wire.records import StoredWorkload
+
+MAX_WORKLOADS = 16
+"""Workloads that a report tells of."""
 
 RECENT_TOKENS = 8_000
 """Response tokens that count as the newest traffic in replay."""
@@ -77,6 +81,18 @@ def unseen(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cur
 def num_finished_after(requests: Mapping[str, StoredRequest], sequence: int) -> int:
     """How many requests with generated tokens were finished after this store sequence."""
     return sum(request.finished_sequence > sequence for request in _finished(requests))
+
+
+def by_workload(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cursor: int) -> list[StoredWorkload]:
+    """What is stored of each workload; those with most requests, the first by name of equals."""
+    counts: dict[str, list[int]] = {}
+    for request in _finished(requests):
+        count = counts.setdefault(request.workload, [0, 0])
+        count[0] += 1
+        if request.finished_sequence > cursor and not is_heldout(request.request_id, settings.heldout_share):
+            count[1] += request.num_response
+    largest = sorted(counts, key=lambda workload: (-counts[workload][0], workload))[:MAX_WORKLOADS]
+    return [StoredWorkload(workload, *counts[workload]) for workload in largest]
 
 
 def new_tokens(requests: Mapping[str, StoredRequest], settings: TrainerSettings, cursor: int) -> int:

@@ -207,6 +207,8 @@ STEP_STATS = Struct(
     _check_step_stats,
 )
 
+WORKLOAD_STEPS = Struct(records.WorkloadSteps, {"workload": _workload, "num_chains": _count, "num_tokens": _count})
+
 NODE_REPORT = Struct(
     records.NodeReport,
     {
@@ -229,6 +231,7 @@ NODE_REPORT = Struct(
         "num_swaps": _count,
         "engine_starts": _count,
         "problems": _problems,
+        "workloads": Array(WORKLOAD_STEPS, 64),
     },
 )
 
@@ -236,6 +239,8 @@ SHADOW_SCORE = Struct(
     records.ShadowScore,
     {"workload": _workload, "num_requests": _count, "num_positions": _count, "num_tokens": Float()},
 )
+
+STORED_WORKLOAD = Struct(records.StoredWorkload, {"workload": _workload, "num_requests": _count, "new_tokens": _count})
 
 POOL_SCORE = Struct(
     records.PoolScore,
@@ -270,6 +275,7 @@ TRAINER_REPORT = Struct(
         "problems": _problems,
         "pool_scoring": _count,
         "pool": Array(POOL_SCORE, MAX_POOL),
+        "workloads": Array(STORED_WORKLOAD, 64),
     },
 )
 
@@ -295,6 +301,8 @@ DESIRED_SERVER = Struct(
         "collect": Bool(),
         "sample_rate": Float(0.0, 1.0),
         "reason": _reason,
+        "preferred": Array(_workload, 8),
+        "preferred_rate": Float(0.0, 1.0),
     },
     _check_desired_server,
 )

@@ -227,6 +227,15 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadSteps:
+    """Drafted chains of captured requests of one workload, and the tokens that they gave, the target's own included."""
+
+    workload: str
+    num_chains: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What a server node saw since its previous report.
 
@@ -239,6 +248,7 @@ class NodeReport:
         steps: counts by batch size and number of steps.
         rows_*: ring rows since the engine started.
         problems: plain sentences, newest last.
+        workloads: live acceptance by workload, since the previous report; those with most chains.
     """
 
     node: str
@@ -260,6 +270,7 @@ class NodeReport:
     num_swaps: int
     engine_starts: int
     problems: tuple[str, ...] = ()
+    workloads: tuple[WorkloadSteps, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +281,15 @@ class ShadowScore:
     num_requests: int
     num_positions: int
     num_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWorkload:
+    """What a trainer stores of one workload: finished requests, and response tokens since its last round began."""
+
+    workload: str
+    num_requests: int
+    new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +321,7 @@ class TrainerReport:
         shadow: scores of the serving draft.
         pool_scoring: the pool scoring that `pool` answers, 0 for none; told for as long as it is wanted.
         pool: scores of earlier drafts; empty when the scoring failed.
+        workloads: what is stored by workload, those with most requests.
     """
 
     trainer: str
@@ -323,6 +344,7 @@ class TrainerReport:
     problems: tuple[str, ...] = ()
     pool_scoring: int = 0
     pool: tuple[PoolScore, ...] = ()
+    workloads: tuple[StoredWorkload, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +359,7 @@ class DesiredServer:
         collect: publish hidden states.
         sample_rate: share of requests to capture, 0..1.
         reason: one plain sentence.
+        preferred, preferred_rate: workloads of whose requests this share is captured, instead of sample_rate.
     """
 
     node: str
@@ -349,6 +372,8 @@ class DesiredServer:
     collect: bool
     sample_rate: float
     reason: str
+    preferred: tuple[str, ...] = ()
+    preferred_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ async def test_day_0_then_a_round_on_top(bus: MemoryBus, target: Path, tmp_path:
     async def waiting() -> bool | None:
         report = await around.report()
         assert (report.round, report.serving_version) == (2, 1)
+        assert [(item.workload, item.num_requests) for item in report.workloads] == [("code", 80)]
         return True if report.state == "waiting" and report.shadow else None
 
     await eventually(waiting, 10)

@@ -203,7 +203,7 @@ class World:
         if isinstance(wanted, SetServer):
             found: Event = ServerFound(
                 self.at, name, wanted.generation, wanted.draft_version, wanted.draft_digest, wanted.steps_table,
-                wanted.collect, wanted.sample_rate,
+                wanted.collect, wanted.sample_rate, wanted.preferred, wanted.preferred_rate,
             )  # fmt: skip
         else:
             found = TrainerFound(

@@ -306,7 +306,8 @@ class FleetMachine(RuleBasedStateMachine):
 
 def _content(item: SetServer | SetTrainer) -> object:
     if isinstance(item, SetServer):
-        return (item.draft_version, item.draft_digest, item.steps_table, item.collect, item.sample_rate)
+        captured = (item.collect, item.sample_rate, item.preferred, item.preferred_rate)
+        return (item.draft_version, item.draft_digest, item.steps_table, *captured)
     return (item.round, item.serving_version, item.serving_digest, item.pool, item.pool_scoring)
 
 

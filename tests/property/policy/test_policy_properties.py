@@ -189,7 +189,16 @@ class _Desired:
     def found(self, at: float) -> list[Event]:
         servers = [
             ServerFound(
-                at, s.node, s.generation, s.draft_version, s.draft_digest, s.steps_table, s.collect, s.sample_rate
+                at,
+                s.node,
+                s.generation,
+                s.draft_version,
+                s.draft_digest,
+                s.steps_table,
+                s.collect,
+                s.sample_rate,
+                s.preferred,
+                s.preferred_rate,
             )
             for s in self.servers.values()
         ]

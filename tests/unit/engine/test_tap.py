@@ -12,7 +12,16 @@ import torch
 
 from tide_daemon.engine.port import CaptureSettings
 from tide_daemon.engine.ring import RingReader, RingWriter, Rows
-from tide_daemon.engine.ring_layout import FLAG_GAP, FLAG_GENERATED, FLAG_LAST, FLAG_MARK, FLAG_TOPK, RingLayout
+from tide_daemon.engine.ring_layout import (
+    FLAG_GAP,
+    FLAG_GENERATED,
+    FLAG_LAST,
+    FLAG_MARK,
+    FLAG_TOPK,
+    MAX_LABELS,
+    RingLayout,
+)
+from tide_daemon.engine.sglang.prefixes import COMMON, PREFIX_TOKENS, PromptPrefixes
 from tide_daemon.engine.sglang.requests import ATTRIBUTE, OPTED_OUT, chosen
 from tide_daemon.engine.sglang.staged import Staged
 from tide_daemon.engine.sglang.tap import Tap
@@ -192,6 +201,59 @@ def test_window_and_labels(tap: Tap, ring: tuple[RingWriter, RingReader]) -> Non
     assert rows["position"].max() == 3
     assert [ring[1].labels()[n] for n in sorted(set(rows["label"].tolist()))] == ["", "code"]
     assert np.sum((rows["flags"] & FLAG_LAST) != 0) == 2
+
+
+def test_a_workload_may_have_a_rate_of_its_own(tap: Tap, ring: tuple[RingWriter, RingReader]) -> None:
+    """Nothing is captured but the preferred one."""
+    tap.settings = CaptureSettings(True, 0.0, 0, ("code",), 1.0)
+    code = Req([1, 2, 3], custom_params={"tide_workload": "code"})
+    prefill(tap, [Req([4, 5, 6]), code], [0, 0], [3, 3], [7, 8])
+    assert ring[1].take(100)["token_id"].tolist() == [1, 2, 3]
+
+
+def test_prompts_that_begin_alike_are_a_workload(ring: tuple[RingWriter, RingReader]) -> None:
+    """From the eighth on, by the same name everywhere; what the client says goes before; opted out counts nowhere."""
+    tap = Tap(ring[0], CaptureSettings(True, 0.0), VOCAB, PromptPrefixes())
+    system = list(range(PREFIX_TOKENS))
+    reqs = [Req([*system, 100 + number], rid=f"r{number}") for number in range(COMMON)]
+    named = Req([*system, 99], custom_params={"tide_workload": "code"})
+    silent = [Req([*system, 98], custom_params={"tide": "off"}) for _ in range(20)]
+    for req in [*silent, *reqs[:-1], named]:
+        assert tap.tracked(req) is None
+    tap.settings = CaptureSettings(True)
+    last = tap.tracked(reqs[-1])
+    assert last is not None and last.workload.startswith("prompt-")
+    again = Tap(ring[0], CaptureSettings(True), VOCAB, PromptPrefixes())
+    found = [again.tracked(Req([*system, number], rid=f"s{number}")) for number in range(COMMON)]
+    assert [each.workload for each in found if each is not None] == [""] * (COMMON - 1) + [last.workload]
+    short = again.tracked(Req(system[:-1]))
+    assert short is not None and short.workload == ""
+
+
+def test_prefixes_are_bounded() -> None:
+    """So many are named, and so many are counted: one that is seldom seen is forgotten."""
+    prefixes = PromptPrefixes()
+    names = {prefixes.workload_of([kind] * PREFIX_TOKENS) for kind in range(40) for _ in range(COMMON)}
+    assert len(names - {""}) == 16
+    prefixes = PromptPrefixes()
+    for number in range(COMMON * 2000):
+        assert prefixes.workload_of([number % 2000] * PREFIX_TOKENS) == ""
+
+
+def test_live_acceptance_is_counted_by_workload(tap: Tap) -> None:
+    """Drafted chains of captured requests only; labels beyond what the ring can name count as unlabelled."""
+    code, plain = Req([1, 2], custom_params={"tide_workload": "code"}), Req([1, 2])
+    out = Req([1, 2], custom_params={"tide": "off"})
+    prefill(tap, [code, plain, out], [0, 0, 0], [2, 2, 2], [3, 3, 3])
+    verify(tap, [code, plain, out], [[4, 5, 6], [4], [4, 5]], width=4)
+    verify(tap, [code, plain, out], [[7], [5], [6]], width=1)
+    assert tap.served == {"code": [1, 3], "": [1, 1]}
+    for number in range(100):
+        req = Req([1, 2], rid=f"r{number}", custom_params={"tide_workload": f"w{number}"})
+        prefill(tap, [req], [0], [2], [3])
+        verify(tap, [req], [[4, 5]], width=4)
+    assert len(tap.served) <= MAX_LABELS + 1
+    assert sum(chains for chains, _ in tap.served.values()) == 102
 
 
 def test_collect_off_ends_what_runs(tap: Tap, ring: tuple[RingWriter, RingReader]) -> None:

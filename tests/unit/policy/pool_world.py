@@ -16,6 +16,7 @@ from tide_daemon.policy.events import (
     ShadowScored,
     StepCount,
     TrainerReported,
+    WorkloadServed,
 )
 from tide_daemon.policy.instructions import Instruction, Judged, SetServer, SetTrainer
 from tide_daemon.policy.settings import PolicySettings
@@ -72,7 +73,7 @@ class World:
         self.made += made
         return made
 
-    def node(self, seconds: int = 1, accept: float = 0.6) -> None:
+    def node(self, seconds: int = 1, accept: float = 0.6, workloads: tuple[WorkloadServed, ...] = ()) -> None:
         for _ in range(seconds):
             self.at += 1.0
             self.sequence += 1
@@ -80,9 +81,10 @@ class World:
             accepted = (int(chains * accept), int(chains * accept**2), int(chains * accept**3))
             step = StepCount(4, 3, 20, 80 + sum(accepted), accepted, 1.0, 0.8, 0.05)
             plain = StepCount(4, 0, 10, 40, (), 0.4, 0.4, 0.04)
+            digest = digest_of(self.version)
             self.give(
                 ServerReported(
-                    self.at, "a", self.sequence, "ready", self.version, digest_of(self.version), 0, 1.0, (plain, step)
+                    self.at, "a", self.sequence, "ready", self.version, digest, 0, 1.0, (plain, step), workloads
                 )
             )
 

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.policy.pool_world import FLEET, SETTINGS, World, past, scored
 from tests.unit.policy.simulated_fleet import digest_of
 from tide_daemon.policy.events import PoolScored, RequestScored, Tick, TrainerFound
-from tide_daemon.policy.instructions import Judged
+from tide_daemon.policy.instructions import Judged, SetServer
 
 
 def test_a_shift_asks_for_scores_of_the_pool() -> None:
@@ -224,3 +224,23 @@ def test_a_promise_that_was_not_kept_is_corrected() -> None:
     for _ in range(6):
         world.trainer(2.1, workload="code")
     assert world.scoring == 0
+
+
+def test_a_workload_that_does_badly_is_captured_in_full_while_collection_is_off() -> None:
+    """Code did better when the draft was promoted; the others keep the small share. Well again: all of them do."""
+    world = World(replace(FLEET, pool=(), lengths=(("code", 2.0),)), train_min_tokens=10**9)
+    world.controller.collection = replace(world.controller.collection, wanted=False, reason="refused")
+    world.node(30)
+    for _ in range(6):
+        world.trainer(1.7, workload="code")
+    world.node()
+    asked = [item for item in world.made if isinstance(item, SetServer)][-1]
+    assert (asked.collect, asked.sample_rate) == (True, SETTINGS.idle_sample_rate)
+    assert (asked.preferred, asked.preferred_rate) == (("code",), 1.0)
+    assert "collect 5% of requests, 100% of code, which did better before" in asked.reason
+    assert world.controller.state_map()["workloads"]["code"]["accept_length"] == pytest.approx(1.7, abs=0.01)
+    for _ in range(20):
+        world.trainer(1.98, workload="code")
+    world.node()
+    asked = [item for item in world.made if isinstance(item, SetServer)][-1]
+    assert (asked.sample_rate, asked.preferred, asked.preferred_rate) == (SETTINGS.idle_sample_rate, (), 0.0)

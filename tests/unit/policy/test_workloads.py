@@ -2,8 +2,11 @@
 
 import pytest
 
-from tide_daemon.policy.events import ShadowScored
+from tide_daemon.policy.events import ShadowScored, WorkloadServed
+from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.workloads import MAX_WORKLOADS, Workloads
+
+SETTINGS = PolicySettings(workload_max_fall=0.1)
 
 
 def shadow(**tokens: float) -> tuple[ShadowScored, ...]:
@@ -45,6 +48,46 @@ def test_impossible_scores_do_not_count() -> None:
     known.observe(1, (ShadowScored("code", 1, 100, 99.0), ShadowScored("chat", 1, 0, 0.0)))
     known.observe(1, (ShadowScored("code", 1, 100, float("nan")),))
     assert known.figures == {}
+
+
+def test_live_figures_are_kept_beside() -> None:
+    """By chains and tokens, forgotten beyond some thousand chains; they have no say in shares."""
+    known = Workloads()
+    known.served(1, (WorkloadServed("code", 100, 250), WorkloadServed("chat", 0, 0), WorkloadServed("odd", 9, 3)))
+    assert list(known.figures) == ["code"] and known.figures["code"].live_accept_length == 2.5
+    known.observe(1, shadow(chat=150.0))
+    assert known.figures["chat"].share == 1.0 and known.figures["code"].share == 0.0
+    assert known.figures["chat"].live_accept_length is None
+    for _ in range(100):
+        known.served(1, (WorkloadServed("code", 100, 150),))
+    assert known.figures["code"].live_accept_length == pytest.approx(1.5, abs=0.02)
+    assert known.figures["code"].live_chains == pytest.approx(2000.0)
+    known.served(2, ())
+    assert known.figures == {}
+
+
+def test_doing_badly_has_two_thresholds() -> None:
+    """10% below the best that is known; well again when half of that is made good."""
+    known, best = Workloads(), {"code": 2.0, "chat": 1.5}
+    for _ in range(3):
+        known.observe(1, shadow(code=185.0, chat=150.0, poems=110.0))
+    assert known.weak(best, (), SETTINGS) == ()
+    assert known.weak(best, ("code",), SETTINGS) == ("code",)
+    for _ in range(12):
+        known.observe(1, shadow(code=170.0, chat=150.0))
+    assert known.weak(best, (), SETTINGS) == ("code",)
+    for _ in range(20):
+        known.observe(1, shadow(code=195.0, chat=150.0))
+    assert known.weak(best, ("code",), SETTINGS) == ()
+
+
+def test_few_workloads_are_preferred() -> None:
+    """Those with the largest shares."""
+    known = Workloads()
+    for _ in range(3):
+        known.observe(1, tuple(ShadowScored(f"w{index:02d}", 1, 100 + index, 150.0) for index in range(20)))
+    weak = known.weak({f"w{index:02d}": 3.0 for index in range(20)}, (), SETTINGS)
+    assert weak == tuple(f"w{index:02d}" for index in range(12, 20))
 
 
 def test_what_another_draft_would_gain_on_this_mix() -> None:

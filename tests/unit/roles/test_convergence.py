@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,22 @@ async def test_draft_before_steps(engine: RecordingEngine) -> None:
     assert await convergence.converge(engine.stats())
     assert engine.calls == [("capture", True), ("swap", 7), ("steps", ((4, 3),))]
     assert convergence.applied_generation == 1
+
+
+async def test_rates_are_the_desired_ones_within_the_nodes_own_limit(engine: RecordingEngine) -> None:
+    """Of all requests, and of preferred workloads."""
+    settings = []
+
+    async def set_capture(wanted: CaptureSettings) -> None:
+        settings.append(wanted)
+
+    engine.set_capture = set_capture  # type: ignore[method-assign]
+    convergence = Convergence(engine, fetched, max_sample_rate=0.5)
+    wanted = dataclasses.replace(desired(1), sample_rate=0.05, preferred=("code",), preferred_rate=1.0)
+    convergence.offer(wanted)
+    assert await convergence.converge(engine.stats())
+    assert settings == [CaptureSettings(True, 0.05, 0, ("code",), 0.5)]
+    assert (settings[0].rate_of("code"), settings[0].rate_of("chat")) == (0.5, 0.05)
 
 
 async def test_converged_engine_is_left_alone(engine: RecordingEngine) -> None:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from tide_daemon.engine.port import DraftState, EngineStats
 from tide_daemon.roles.node_report import ReportBuilder
-from tide_daemon.wire.records import NO_DRAFT, StepStats
+from tide_daemon.wire.records import NO_DRAFT, StepStats, WorkloadSteps
 
 FIRST = StepStats(2, 3, 10, 30, (8, 4, 1), 1.0, 0.6, 0.1)
 LATER = StepStats(2, 3, 14, 44, (12, 6, 2), 1.5, 0.9, 0.11)
@@ -47,6 +47,17 @@ def test_restarted_engine_is_not_negative_traffic() -> None:
     builder = ReportBuilder("n")
     build(builder, stats(LATER), 100.0)
     assert build(builder, stats(FIRST, epoch=2), 101.0).steps == (FIRST,)
+
+
+def test_workloads_are_differences_and_bounded() -> None:
+    """Since the last report, those with most chains, none without any."""
+    builder = ReportBuilder("n")
+    first = replace(stats(), workloads=(WorkloadSteps("chat", 10, 15), WorkloadSteps("code", 20, 50)))
+    assert build(builder, first, 1.0).workloads == first.workloads
+    later = replace(first, workloads=(WorkloadSteps("chat", 10, 15), WorkloadSteps("code", 30, 75)))
+    assert build(builder, later, 2.0).workloads == (WorkloadSteps("code", 10, 25),)
+    many = replace(stats(epoch=2), workloads=tuple(WorkloadSteps(f"w{n:02d}", 1 + n, 40) for n in range(30)))
+    assert [each.workload for each in build(builder, many, 3.0).workloads] == [f"w{n:02d}" for n in range(14, 30)]
 
 
 def test_problems_are_handed_over_once_and_bounded() -> None:

@@ -9,7 +9,7 @@ from tests.trainer_samples import request_id
 from tide_daemon.trainer.index import ChunkIndex, StoredRequest, is_heldout
 from tide_daemon.trainer.rounds import Rounds, Trained
 from tide_daemon.trainer.segments import ChunkMeta, Entry, SegmentName
-from tide_daemon.trainer.selection import heldout, new_tokens, select, unseen
+from tide_daemon.trainer.selection import by_workload, heldout, new_tokens, select, unseen
 from tide_daemon.trainer.settings import TrainerSettings, from_map, to_map
 
 NOW = 10_000.0
@@ -121,6 +121,19 @@ def test_half_of_the_replay_is_recent_traffic() -> None:
     recent = sum(sequence > 3500 for sequence in replayed)
     assert 0.4 < recent / (len(sequences) - len(sequences) / 5) < 0.65
     assert min(replayed) < 1000
+
+
+def test_what_is_stored_is_told_by_workload() -> None:
+    """Finished requests, and tokens since the last round that may be trained on; of many labels the largest few."""
+    held = requests(40)
+    for number, request in enumerate(held.values()):
+        request.workload = "code" if number % 4 else "chat"
+    told = {item.workload: item for item in by_workload(held, SETTINGS, 20)}
+    assert list(told) == ["code", "chat"] and told["code"].num_requests == 30 and told["chat"].num_requests == 10
+    assert told["code"].new_tokens + told["chat"].new_tokens == new_tokens(held, SETTINGS, 20)
+    for number, request in enumerate(held.values()):
+        request.workload = f"w{number}"
+    assert len(by_workload(held, SETTINGS, 0)) == 16
 
 
 def test_a_shadow_score_is_of_what_the_draft_has_not_learnt() -> None:

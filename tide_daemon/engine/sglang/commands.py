@@ -3,7 +3,7 @@
 hello        {}                                   what this engine is, where its ring lies
 stats        {}                                   counters
 set_steps    {"table": [[batch, steps], ...]}
-set_capture  {"collect": bool, "sample_rate": float, "max_rows": int}
+set_capture  {"collect": bool, "sample_rate": float, "max_rows": int, "preferred": [str], "preferred_rate": float}
 stage        {"directory": str, "version": int, "digest": str}
 swap         {}                                   apply what was staged, read back
 read_back    {}                                   digest of the live draft
@@ -74,6 +74,7 @@ class Commands:
             "rows_written": tap.ring.num_rows if tap else 0,
             "rows_dropped": tap.ring.num_dropped if tap else 0,
             "requests_opted_out": tap.num_opted_out if tap else 0,
+            "workloads": [[name, *counts] for name, counts in list(tap.served.items())] if tap else [],
             "num_errors": runtime.num_errors,
             "problems": list(runtime.problems),
         }
@@ -96,13 +97,18 @@ class Commands:
         collect, rate, rows = args.get("collect"), args.get("sample_rate"), args.get("max_rows")
         if not isinstance(collect, bool) or type(rate) not in (int, float) or type(rows) is not int:
             raise EngineError("set_capture: needs collect (bool), sample_rate (number) and max_rows (integer)")
+        preferred, preferred_rate = args.get("preferred", []), args.get("preferred_rate", 0.0)
+        if not isinstance(preferred, list) or not all(isinstance(name, str) for name in preferred):
+            raise EngineError("set_capture: preferred must be a list of labels")
+        if type(preferred_rate) not in (int, float) or not 0 <= float(preferred_rate) <= 1:
+            raise EngineError("set_capture: preferred_rate must be within 0..1")
         rate = float(rate or 0)
         if not 0 <= rate <= 1 or rows < 0:
             raise EngineError("set_capture: sample_rate must be within 0..1 and max_rows at least 0")
         tap = self._runtime.tap
         if tap is None:
             raise EngineError("capture is off in this engine; see its problems")
-        tap.settings = CaptureSettings(collect, rate, rows)
+        tap.settings = CaptureSettings(collect, rate, rows, tuple(preferred), float(preferred_rate))
         return {}
 
     def stage(self, args: Mapping[str, Any]) -> dict[str, Any]:

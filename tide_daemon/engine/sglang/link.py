@@ -17,7 +17,7 @@ from tide_daemon.engine.assemble import Assembler
 from tide_daemon.engine.control import ControlClient
 from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
 from tide_daemon.engine.ring import RingReader
-from tide_daemon.engine.sglang.merge import merge_steps, parse_steps
+from tide_daemon.engine.sglang.merge import merge_steps, merge_workloads, parse_steps
 from tide_daemon.engine.sglang.ranks import steps_args, swap_args, tell_every_rank
 from tide_daemon.errors import EngineError
 from tide_daemon.wire.records import NO_DRAFT, HiddenChunk, TargetSpec
@@ -213,6 +213,7 @@ class EngineLink:
             num_swaps=max(int(a["num_swaps"]) for a in answers),
             engine_starts=starts,
             problems=tuple(problems),
+            workloads=merge_workloads([a["workloads"] for a in rings]),
         )
 
     def silent(self, state: str, starts: int, problem: str) -> EngineStats:
@@ -253,6 +254,8 @@ class EngineLink:
             "collect": settings.collect,
             "sample_rate": float(settings.sample_rate),
             "max_rows": settings.max_rows,
+            "preferred": list(settings.preferred),
+            "preferred_rate": float(settings.preferred_rate),
         }
         await self._all("set_capture", self._command_timeout_s, rings_only=True, **args)
 

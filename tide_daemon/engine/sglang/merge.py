@@ -1,8 +1,8 @@
-"""Step counts as they arrive from the plug-in, and their sum over data-parallel ranks."""
+"""Counts as they arrive from the plug-in, and their sum over data-parallel ranks."""
 
 from typing import Any
 
-from tide_daemon.wire.records import StepStats
+from tide_daemon.wire.records import StepStats, WorkloadSteps
 
 
 def parse_steps(rows: Any) -> list[StepStats]:
@@ -42,3 +42,17 @@ def _sum(a: StepStats, b: StepStats) -> StepStats:
         target_s=a.target_s + b.target_s,
         median_step_s=median,
     )
+
+
+def merge_workloads(ranks: list[Any]) -> tuple[WorkloadSteps, ...]:
+    """Chains and tokens by workload, summed over the rows that Commands.stats made on each rank.
+
+    Raises:
+        ValueError, TypeError: not such rows.
+    """
+    merged: dict[str, list[int]] = {}
+    for name, chains, tokens in (row for rows in ranks for row in rows):
+        counts = merged.setdefault(str(name), [0, 0])
+        counts[0] += int(chains)
+        counts[1] += int(tokens)
+    return tuple(WorkloadSteps(name, *merged[name]) for name in sorted(merged))

@@ -8,6 +8,8 @@ serving_completions.py 172; srt/sampling/sampling_params.py 180):
 
     {"custom_params": {"tide": "off"}}               nothing of this request is captured
     {"custom_params": {"tide_workload": "code"}}     label of its traffic class
+
+A request without a label may get one by the beginning of its prompt, see prefixes.py.
 """
 
 import hashlib
@@ -18,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from tide_daemon.engine.port import CaptureSettings
+from tide_daemon.engine.sglang.prefixes import PromptPrefixes
 from tide_daemon.engine.sglang.settings import OPT_OUT_KEY, WORKLOAD_KEY
 
 ATTRIBUTE = "tide_capture"
@@ -63,8 +67,11 @@ def chosen(rid: str, rate: float) -> bool:
     return int.from_bytes(digest, "big") < rate * 2**64
 
 
-def admit(req: Any, sample_rate: float) -> Tracked | str:
+def admit(req: Any, settings: CaptureSettings, prefixes: PromptPrefixes | None = None) -> Tracked | str:
     """Decide on a request that has not been seen before.
+
+    Args:
+        prefixes: names the workload of a request without a label, None to name none.
 
     Returns:
         Its tracking record, or OPTED_OUT or NOT_SAMPLED.
@@ -76,12 +83,15 @@ def admit(req: Any, sample_rate: float) -> Tracked | str:
     rid = str(req.rid)
     if rid.startswith(HEALTH_CHECK_PREFIX) or req.multimodal_inputs is not None or req.input_embeds is not None:
         return NOT_SAMPLED  # states of such requests do not follow from token ids
-    if not chosen(rid, sample_rate):
+    label = wishes.get(WORKLOAD_KEY)
+    workload = label if isinstance(label, str) and _LABEL.fullmatch(label) else ""
+    if not workload and prefixes is not None:
+        workload = prefixes.workload_of(req.origin_input_ids)
+    if not chosen(rid, settings.rate_of(workload)):
         return NOT_SAMPLED
-    workload = wishes.get(WORKLOAD_KEY)
     return Tracked(
         key=np.frombuffer(secrets.token_bytes(16), dtype="<u8"),
-        workload=workload if isinstance(workload, str) and _LABEL.fullmatch(workload) else "",
+        workload=workload,
         plain_logits=_has_plain_logits(req),
     )
 

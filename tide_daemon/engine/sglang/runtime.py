@@ -17,6 +17,7 @@ from tide_daemon.engine.ring import RingWriter, remove_stale_rings
 from tide_daemon.engine.ring_layout import RingLayout
 from tide_daemon.engine.sglang import catch_up, checks, cold, gpu, ranks
 from tide_daemon.engine.sglang.commands import Commands
+from tide_daemon.engine.sglang.prefixes import PromptPrefixes
 from tide_daemon.engine.sglang.settings import FEATURES, PluginSettings, control_socket, read_settings, ring_prefix
 from tide_daemon.engine.sglang.staged import Staged
 from tide_daemon.engine.sglang.steps import Steps
@@ -110,9 +111,9 @@ class Runtime:
         ring_dir = Path(settings.ring_dir)
         remove_stale_rings(ring_dir, "tide-")  # any engine's whose writer is dead, not only this one's
         ring = RingWriter(ring_dir / f"{prefix}.ring", layout)
-        self.tap = Tap(
-            ring, CaptureSettings(settings.collect, settings.sample_rate, settings.max_rows), facts.vocab_size
-        )
+        capture = CaptureSettings(settings.collect, settings.sample_rate, settings.max_rows)
+        prefixes = PromptPrefixes() if settings.prompt_workloads else None
+        self.tap = Tap(ring, capture, facts.vocab_size, prefixes)
         self._off.discard("capture")
 
     # Switches and reports.

@@ -38,6 +38,7 @@ class PluginSettings:
         collect: capture from the start; changed later over the control channel.
         sample_rate: share of requests captured, 0 to 1.
         max_rows: rows captured of one request, 0 for all.
+        prompt_workloads: requests without a label get one by the beginning of their prompt, see prefixes.py.
         plain_every: one decode step in so many is plain while drafting, 0 for none; see steps.py.
     """
 
@@ -47,6 +48,7 @@ class PluginSettings:
     collect: bool = True
     sample_rate: float = 1.0
     max_rows: int = 0
+    prompt_workloads: bool = True
     plain_every: int = 0
 
     def __post_init__(self) -> None:

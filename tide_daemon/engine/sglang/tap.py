@@ -26,7 +26,8 @@ import torch
 
 from tide_daemon.engine.port import CaptureSettings
 from tide_daemon.engine.ring import RingWriter
-from tide_daemon.engine.ring_layout import FLAG_GAP, FLAG_GENERATED, FLAG_LAST, FLAG_MARK, FLAG_TOPK
+from tide_daemon.engine.ring_layout import FLAG_GAP, FLAG_GENERATED, FLAG_LAST, FLAG_MARK, FLAG_TOPK, MAX_LABELS
+from tide_daemon.engine.sglang.prefixes import PromptPrefixes
 from tide_daemon.engine.sglang.requests import ATTRIBUTE, OPTED_OUT, Tracked, admit
 from tide_daemon.engine.sglang.spans import Span, Waiting, tokens_of, visible_length, want_topk
 from tide_daemon.engine.sglang.staged import Staged
@@ -43,11 +44,16 @@ class Tap:
         settings: replaced as a whole by the control thread.
         draft_version: written beside each row.
         num_opted_out: requests whose client said so.
+        served: [drafted chains, their tokens] of captured requests by workload.
     """
 
-    def __init__(self, ring: RingWriter, settings: CaptureSettings, vocab_size: int) -> None:
+    def __init__(
+        self, ring: RingWriter, settings: CaptureSettings, vocab_size: int, prefixes: PromptPrefixes | None = None
+    ) -> None:
         self.ring = ring
         self.settings = settings
+        self.served: dict[str, list[int]] = {}
+        self._prefixes = prefixes
         self.draft_version = 0
         self.num_opted_out = 0
         self._waiting: deque[Waiting] = deque()
@@ -60,7 +66,7 @@ class Tap:
         """The record of a request that is captured, None for one that is not."""
         state = req.__dict__.get(ATTRIBUTE)
         if state is None and self.settings.collect:
-            state = admit(req, self.settings.sample_rate)
+            state = admit(req, self.settings, self._prefixes)
             setattr(req, ATTRIBUTE, state)
             if state == OPTED_OUT:
                 self.num_opted_out += 1
@@ -78,6 +84,8 @@ class Tap:
             if tracked is None:
                 continue
             added = visible_length(req) - before
+            if staged.width > 1 and added > 0:
+                self._count(tracked.workload, added)
             source = index * staged.width
             span = Span(tracked, req, source, len(req.origin_input_ids) + before - 1, added, source, -1)
             self._add(spans, span)
@@ -94,6 +102,13 @@ class Tap:
                 self._add(spans, Span(tracked, req, source, staged.prefix_lens[index], extend, -1, index))
             source += extend
         self._write(spans, staged)
+
+    def _count(self, workload: str, num_tokens: int) -> None:
+        """One drafted chain of a workload; beyond as many as the ring can name all count as unlabelled."""
+        name = workload if workload in self.served or len(self.served) < MAX_LABELS else ""
+        served = self.served.setdefault(name, [0, 0])
+        served[0] += 1
+        served[1] += num_tokens
 
     def _add(self, spans: list[Span], span: Span) -> None:
         """Cut a span to what is new, wanted and fits; end markers for requests that end without a row."""

@@ -49,10 +49,16 @@ def _kept(past: PastDraft) -> str:
 
 def _workload(name: str, figure: Figure, fleet: FleetState) -> str:
     label = name or "Requests without a label"
-    line = (
-        f"{label}: {figure.share:.0%} of what was scored lately, held-out accept length {figure.accept_length:.2f} "
-        f"({figure.num_requests} requests so far)"
-    )
+    known = []
+    if figure.num_scores:
+        known.append(
+            f"{figure.share:.0%} of what was scored lately, held-out accept length {figure.accept_length:.2f} "
+            f"({figure.num_requests} requests so far)"
+        )
+    live = figure.live_accept_length
+    if live is not None:
+        known.append(f"live accept length {live:.2f} over {figure.live_chains:.0f} chains")
+    line = f"{label}: {', '.join(known)}"
     others = [(length, past.version) for past in fleet.pool for workload, length in past.lengths if workload == name]
     if not others:
         return f"{line}."

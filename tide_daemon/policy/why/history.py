@@ -133,6 +133,8 @@ class History:
                 self.fleet = entry.event.fleet or self.fleet
             case ServerReported():
                 self._node(entry.event.node).reports.append(entry.event)
+                if self.fleet is not None and entry.event.running_version == self.fleet.serving_version:
+                    self.workloads.served(entry.event.running_version, entry.event.workloads)
             case TrainerReported():
                 self._trainer_reported(entry.event)
             case ServerFound():
@@ -181,7 +183,11 @@ class History:
             node.draft_since = (at, wanted)
         if before is None or before.steps_table != wanted.steps_table:
             node.steps_since = (at, wanted)
-        if before is None or (before.collect, before.sample_rate) != (wanted.collect, wanted.sample_rate):
+        if before is None or (before.collect, before.sample_rate, before.preferred) != (
+            wanted.collect,
+            wanted.sample_rate,
+            wanted.preferred,
+        ):
             node.collect_since = (at, wanted)
         if "ratio_to_plain" in wanted.numbers:
             node.figures = (at, wanted.numbers)

@@ -44,6 +44,9 @@ def why_node(
     if past.collect_since is not None:
         at, asked = past.collect_since
         share = f"{asked.sample_rate:.0%} of requests" if asked.collect else "nothing"
+        if asked.preferred:
+            names = ", ".join(name or "those without a label" for name in asked.preferred)
+            share += f" and {asked.preferred_rate:.0%} of {names}"
         lines.append(f"It captures {share} since {clock(at)}{_part(asked.reason, 'collect ')}.")
     return lines
 
@@ -83,8 +86,9 @@ def _found(past: NodePast) -> ServerFound | None:
         return past.found
     at, a = past.asked
     return ServerFound(
-        at, a.node, a.generation, a.draft_version, a.draft_digest, a.steps_table, a.collect, a.sample_rate
-    )
+        at, a.node, a.generation, a.draft_version, a.draft_digest, a.steps_table, a.collect, a.sample_rate,
+        a.preferred, a.preferred_rate,
+    )  # fmt: skip
 
 
 def _state(

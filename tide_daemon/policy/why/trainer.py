@@ -16,6 +16,12 @@ def why_trainer(history: History, name: str, now: float) -> list[str]:
         f"{name}: {report.state} in round {report.round}, {report.new_tokens:,} new response tokens, heard of "
         f"{ago(report.at, now)}{late}."
     ]
+    if report.workloads:
+        held = ", ".join(
+            f"{item.workload or 'unlabelled'} {item.num_requests:,} requests ({item.new_tokens:,} new tokens)"
+            for item in report.workloads
+        )
+        lines.append(f"It holds {held}.")
     if past.round_since is not None:
         at, asked = past.round_since
         lines.append(f"It was asked for round {asked.round} at {clock(at)}: {asked.reason}.")

@@ -12,6 +12,7 @@ from tide_daemon.policy.events import (
     ServerFound,
     ServerReported,
     Tick,
+    WorkloadServed,
     event_to_map,
 )
 from tide_daemon.policy.instructions import instruction_to_map
@@ -295,6 +296,7 @@ def test_live_figures_are_of_the_running_draft_only() -> None:
 def test_earlier_drafts_and_workloads_are_explained() -> None:
     """A workload comes back: what is known of it, who was asked for what, and what became of the earlier draft."""
     world = World(replace(FLEET, pool=(past(3, code=2.4), past(5, chat=1.9))))
+    world.node(workloads=(WorkloadServed("code", 40, 90), WorkloadServed("poems", 10, 12)))
     for _ in range(6):
         world.trainer(2.1, workload="code")
     world.trainer(pool=(scored(3, 0.4), scored(5, -0.2)))
@@ -305,6 +307,8 @@ def test_earlier_drafts_and_workloads_are_explained() -> None:
     fleet = "\n".join(why_fleet(history, world.at))
     assert "Version 5 is kept to be tried again, served until" in fleet and "chat 1.90" in fleet
     assert "code: 100% of what was scored lately, held-out accept length 2.10 (24 requests so far)" in fleet
+    assert "(24 requests so far), live accept length 2.25 over 40 chains; version 3 had" in fleet
+    assert "poems: live accept length 1.20 over 10 chains." in fleet
     third = "\n".join(why_version(history, 3, world.at))
     assert "Version 3: on its canary a since" in third and "Tried again, " in third
     assert third.count("gain +0.4") == 1
