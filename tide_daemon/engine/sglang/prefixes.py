@@ -2,9 +2,9 @@
 
 An application sends the same system prompt with every request, so the first PREFIX_TOKENS tokens of the prompt tell
 applications apart. A beginning that was seen COMMON times, while it was among the last few different ones, is a
-workload of its own, named by its hash; all others, and prompts shorter than that, have none. The hash is of token ids alone, so
-the same application has the same name on every node. What this cannot see: two applications that begin alike, and short
-system prompts, where the user's words fall into the beginning.
+workload of its own, named by its hash; all others, and prompts shorter than that, have none. The hash is of token ids
+alone, so the same application has the same name on every node. What this cannot see: two applications that begin
+alike, and short system prompts, where the user's words fall into the beginning.
 
 Bounded: so many beginnings are counted, the least recently seen one goes; so many are ever named by one engine, because
 the ring's table of labels is small and shared with labels that clients give.
