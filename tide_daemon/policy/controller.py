@@ -57,6 +57,7 @@ class Controller:
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
         self.now = -math.inf
+        self.led_since = -math.inf
         self.fleet = FleetState()
         self.collection = CollectionState()
         self.nodes: dict[str, NodeState] = {}
@@ -123,6 +124,7 @@ class Controller:
     # What events change
 
     def _controller_started(self, event: ControllerStarted) -> None:
+        self.led_since = event.at
         self.fleet = event.fleet or FleetState()
         newest = self.fleet.candidate_version or self.fleet.serving_version
         if newest != NO_DRAFT:
@@ -202,14 +204,15 @@ class Controller:
         """Advance a rollout by what this event can have changed of it."""
         if self.fleet.stage == rollout.STEADY:
             return
-        names = self._concerned(reporter, ticked)
+        led = rollout.reign(self.fleet, self.now, self.led_since, self.settings)
+        names = self._concerned(reporter, led, ticked=ticked)
         if names is None:
             return
         views = [
             node_view.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
             for name in names
         ]
-        move = rollout.advance(self.fleet, views, self.now, self.settings)
+        move = rollout.advance(self.fleet, views, self.now, self.settings, self.led_since)
         if move is None:
             return
         before, self.fleet = self.fleet, move.fleet
@@ -226,20 +229,21 @@ class Controller:
             for name in self._roster.names():
                 self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
 
-    def _concerned(self, reporter: str, ticked: bool) -> list[str] | None:
+    def _concerned(self, reporter: str, led: rollout.Reign, *, ticked: bool) -> list[str] | None:
         """The nodes whose views decide about the stage after this event; None when nothing can have changed."""
-        own = [reporter] if reporter else []
         if self.fleet.stage == rollout.CANARY:
             canary = self.fleet.canary
             if canary not in self._roster:
                 return [canary] if canary in self.nodes else []
             return sorted(self.nodes) if ticked or reporter == canary else None
+        own = [reporter] if reporter else []
+        if self.fleet.stage == rollout.REST and reporter:
+            self._roster.set_outstanding(reporter, node_view.is_outstanding(self.fleet, self.nodes[reporter]))
+        if rollout.is_late(self.fleet, led, self.settings):
+            return sorted(self.nodes)
         if self.fleet.stage == rollout.WATCH:
             return own
-        if reporter:
-            self._roster.set_outstanding(reporter, node_view.is_outstanding(self.fleet, self.nodes[reporter]))
-        late = self.now - self.fleet.since >= self.settings.rollout_deadline_s
-        if late or not self._roster.outstanding:
+        if not self._roster.outstanding:
             return sorted(self.nodes)
         return [*own, *(name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter)]
 

@@ -75,5 +75,13 @@ def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
 
 def is_outstanding(fleet: FleetState, node: NodeState) -> bool:
     """Whether the stage "rest" waits for this node, given that it is there."""
-    runs = (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)
-    return node.engine == "ready" and not runs
+    return node.engine == "ready" and not _holds_served(fleet, node)
+
+
+def runs_served(fleet: FleetState, node: NodeState) -> bool:
+    """Whether this node counts as one that runs what is served, given that it is there."""
+    return node.engine == "ready" and _holds_served(fleet, node)
+
+
+def _holds_served(fleet: FleetState, node: NodeState) -> bool:
+    return (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)

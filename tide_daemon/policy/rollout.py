@@ -11,6 +11,10 @@
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
 state is level-triggered, nothing is replayed to it. Pure: a function of FleetState and node views.
 
+A leader that takes over in the middle knows of no node until it reports. Whoever is there has reported
+within lost_after_s, the limit of contact loss; until then nobody is lost, nobody is the only one, and
+nothing passes because all were seen. The deadline for nodes that were seen counts from the takeover.
+
 What an engine that goes down says about a draft is in outages.py.
 
 A canary among several passes only on live figures. A single one may pass without them (traffic is
@@ -18,6 +22,7 @@ gone, or speculation is off because it does not pay): there is no second node to
 next round can start from the better draft.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -78,18 +83,45 @@ def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
     return fleet.serving_version, fleet.serving_digest
 
 
-def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> Move | None:
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """How long this leader has led and seen, in seconds and at the time of `at`.
+
+    Attributes:
+        stage_s: since the stage began, whoever led.
+        seen_s: of the stage, since the takeover if that was later.
+        taken_over: the stage began under another leader.
+        knows_all: it has led for so long that whoever is there was heard of.
+    """
+
+    at: float
+    stage_s: float
+    seen_s: float
+    taken_over: bool
+    knows_all: bool
+
+
+def reign(fleet: FleetState, at: float, led_since: float, settings: PolicySettings) -> Reign:
+    """What a leader since `led_since` has seen of the stage."""
+    since = max(fleet.since, led_since)
+    return Reign(at, at - fleet.since, at - since, led_since > fleet.since, at - led_since >= settings.lost_after_s)
+
+
+def advance(
+    fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings, led_since: float = -math.inf
+) -> Move | None:
     """The next state of a rollout, None to wait.
 
     Args:
+        led_since: when this leader began to lead.
         nodes: in "canary" all of them, or the canary alone once it is lost; in "rest" those that may have failed and
-            one that is outstanding, all of them once none is or the deadline is over; in "watch" those that may have
-            failed. Any larger set gives the same answer.
+            one that is outstanding, all of them once none is or is_late; in "watch" those that may have failed. Any
+            larger set gives the same answer.
     """
     check = _CHECKS.get(fleet.stage)
     if check is None:
         return None
-    outcome, reason, numbers = check(fleet, nodes, at, settings)
+    outcome, reason, numbers = check(fleet, nodes, reign(fleet, at, led_since, settings), settings)
     noted = outages.with_noted(fleet, nodes) if fleet.stage in (REST, WATCH) else None
     if outcome == _WAIT:
         return None if noted is None else Move(*noted)
@@ -99,27 +131,34 @@ def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: P
     return Move(moved, reason, numbers)
 
 
+def is_late(fleet: FleetState, led: Reign, settings: PolicySettings) -> bool:
+    """Whether "rest" is decided now whatever was seen."""
+    return fleet.stage == REST and led.seen_s >= settings.rollout_deadline_s
+
+
 _Outcome = tuple[str, str, dict[str, float]]
 _STILL: _Outcome = (_WAIT, "", {})
 
 
-def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
     view = next((node for node in nodes if node.name == fleet.canary), None)
     if view is None or not view.alive:
-        if at - fleet.since >= settings.rollout_deadline_s:
+        if led.knows_all and led.stage_s >= settings.rollout_deadline_s:
             return _FAIL, f"canary {fleet.canary} was lost", {}
         return _STILL
     if view.engine == "down":
         return _FAIL, f"the engine of canary {view.name} went down", {}
     if not _runs(view, fleet.candidate_version, fleet.candidate_digest):
-        return _late(view, fleet, at, settings)
+        return _late(view, led, settings)
     if (failed := _dropped(view, settings)) is not None:
         return failed
     if view.num_seen >= settings.watch_min_steps:
         reason = f"canary {view.name}: accept length {view.live:.2f} over {view.num_seen} chains"
         return _PASS, reason, _live_numbers(view)
-    running_s = at - view.running_since
+    running_s = led.at - view.running_since
     if not any(node.alive and node.name != view.name for node in nodes):
+        if not led.knows_all:
+            return _STILL
         if view.settled or running_s >= settings.rollout_deadline_s:
             return _PASS, f"{view.name} runs it and is the only node", _live_numbers(view)
         return _STILL
@@ -131,7 +170,7 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, setti
     return _STILL
 
 
-def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
     waiting = False
     if (against := outages.condemned(fleet, nodes, settings)) is not None:
         return _FAIL, *against
@@ -139,11 +178,12 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, setting
         if not view.alive or view.engine != "ready":
             continue
         if not _runs(view, fleet.serving_version, fleet.serving_digest):
-            late = _late(view, fleet, at, settings)
+            late = _late(view, led, settings)
             if late[0] == _FAIL:
                 return late
             waiting = True
-        elif (failed := _dropped(view, settings)) is not None:
+            continue
+        if (failed := _dropped(view, settings)) is not None:
             return failed
     if waiting:
         return _STILL
@@ -151,18 +191,15 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, setting
     return _PASS, f"{alive} node(s) run version {fleet.serving_version}", {"num_nodes": float(alive)}
 
 
-def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
     if (against := outages.condemned(fleet, nodes, settings)) is not None:
         return _FAIL, *against
-    for view in nodes:
-        if not view.alive:
-            continue
-        if _runs(view, fleet.serving_version, fleet.serving_digest):
-            failed = _dropped(view, settings)
-            if failed is not None:
-                return failed
-    if at - fleet.since >= settings.watch_s:
-        return _PASS, f"version {fleet.serving_version} held for {at - fleet.since:.0f} s", {}
+    running = [view for view in nodes if view.alive and _runs(view, fleet.serving_version, fleet.serving_digest)]
+    for view in running:
+        if (failed := _dropped(view, settings)) is not None:
+            return failed
+    if led.stage_s >= settings.watch_s:
+        return _PASS, f"version {fleet.serving_version} held for {led.stage_s:.0f} s", {}
     return _STILL
 
 
@@ -228,10 +265,11 @@ def _runs(view: NodeView, version: int, digest: str) -> bool:
     return view.running_version == version and view.running_digest == digest
 
 
-def _late(view: NodeView, fleet: FleetState, at: float, settings: PolicySettings) -> _Outcome:
-    if at - fleet.since < settings.rollout_deadline_s:
+def _late(view: NodeView, led: Reign, settings: PolicySettings) -> _Outcome:
+    # What was decided may have reached the node with the takeover only.
+    if led.seen_s < settings.rollout_deadline_s:
         return _STILL
-    return _FAIL, f"{view.name} still runs version {view.running_version} after {at - fleet.since:.0f} s", {}
+    return _FAIL, f"{view.name} still runs version {view.running_version} after {led.seen_s:.0f} s", {}
 
 
 def _dropped(view: NodeView, settings: PolicySettings) -> _Outcome | None:

@@ -1,0 +1,88 @@
+"""A leader that takes over in the middle of a rollout has heard of nobody yet, and that says nothing of the draft."""
+
+from tests.unit.policy.simulated_fleet import digest_of
+from tide_daemon.policy.controller import Controller
+from tide_daemon.policy.events import ControllerStarted, FleetState, ServerReported, StepCount
+from tide_daemon.policy.settings import PolicySettings
+
+SETTINGS = PolicySettings(
+    max_batch_size=8, lost_after_s=15.0, rollout_deadline_s=120.0, watch_s=30.0, watch_min_steps=200, settle_s=5.0
+)
+BEGAN, LED = 1000.0, 1500.0
+"""The stage began long before the takeover, so by its age alone every limit is over."""
+CANARY = FleetState(
+    serving_version=1, serving_digest=digest_of(1), stage="canary", candidate_version=2, candidate_digest=digest_of(2),
+    canary="a", since=BEGAN, judged=(1, 2),
+)  # fmt: skip
+
+
+def taken_over(fleet: FleetState) -> Controller:
+    controller = Controller(SETTINGS)
+    controller.handle(ControllerStarted(LED, "model", SETTINGS.to_map(), fleet))
+    assert controller.fleet == fleet, "a takeover alone decides nothing"
+    return controller
+
+
+def report(
+    node: str, at: float, version: int, sequence: int = 1, chains: int = 0, engine: str = "ready"
+) -> ServerReported:
+    """`chains` of three, half of each position accepted."""
+    steps = ()
+    if chains:
+        accepted = (chains // 2, chains // 4, chains // 8)
+        steps = (StepCount(1, 3, chains, chains + sum(accepted), accepted, 0.06 * chains, 0.04 * chains, 0.06),)
+    return ServerReported(at, node, sequence, engine, version, digest_of(version), 0, 1.0, steps)
+
+
+def keep_reporting(controller: Controller, versions: dict[str, int], since: float, until: float) -> None:
+    at = since
+    while at < until:
+        at += 1.0
+        for name, version in versions.items():
+            controller.handle(report(name, at, version, sequence=int(at)))
+
+
+# The canary
+
+
+def test_a_canary_that_has_not_reported_yet_is_not_lost() -> None:
+    """Others report, time goes on; the canary has as long as it takes to be called lost, then it is."""
+    controller = taken_over(CANARY)
+    keep_reporting(controller, {"b": 1}, LED, LED + SETTINGS.lost_after_s - 1.0)
+    assert controller.fleet.stage == "canary"
+    controller.handle(report("b", LED + SETTINGS.lost_after_s, 1, sequence=100))
+    assert (controller.fleet.stage, controller.fleet.refused) == ("steady", (2,))
+
+
+def test_a_canary_that_reports_in_time_goes_on() -> None:
+    """It runs the candidate and shows its chains: passed, whoever led when it was swapped in."""
+    controller = taken_over(CANARY)
+    controller.handle(report("b", LED + 1.0, 1))
+    controller.handle(report("a", LED + 2.0, 2))
+    controller.handle(report("a", LED + 3.0, 2, sequence=2, chains=200))
+    assert (controller.fleet.stage, controller.fleet.serving_version) == ("rest", 2)
+
+
+def test_a_canary_that_was_never_told_has_the_whole_deadline() -> None:
+    """The predecessor died between deciding and asking: the node is asked now, and late after the deadline from now."""
+    controller = taken_over(CANARY)
+    keep_reporting(controller, {"a": 1, "b": 1}, LED, LED + SETTINGS.rollout_deadline_s - 1.0)
+    assert controller.fleet.stage == "canary"
+    keep_reporting(controller, {"a": 1}, LED + SETTINGS.rollout_deadline_s, LED + SETTINGS.rollout_deadline_s + 1.0)
+    assert controller.fleet.refused == (2,)
+
+
+def test_a_canary_is_not_the_only_node_because_it_reported_first() -> None:
+    """Idle and settled, it would pass without live figures if it were alone; the others report a little later."""
+    controller = taken_over(CANARY)
+    keep_reporting(controller, {"a": 2}, LED, LED + SETTINGS.lost_after_s - 1.0)
+    assert controller.fleet.stage == "canary"
+    keep_reporting(controller, {"b": 1, "a": 2}, LED + SETTINGS.lost_after_s - 1.0, LED + 60.0)
+    assert controller.fleet.stage == "canary"
+
+
+def test_a_canary_that_is_the_only_node_passes_a_little_later() -> None:
+    """Nobody else was heard of for as long as it takes to be called lost."""
+    controller = taken_over(CANARY)
+    keep_reporting(controller, {"a": 2}, LED, LED + SETTINGS.lost_after_s)
+    assert controller.fleet.stage == "rest"
