@@ -236,16 +236,20 @@ class Controller:
             if canary not in self._roster:
                 return [canary] if canary in self.nodes else []
             return sorted(self.nodes) if ticked or reporter == canary else None
+        if self.fleet.stage == rollout.REST and not reporter and not ticked:
+            return None
         own = [reporter] if reporter else []
         if self.fleet.stage == rollout.REST and reporter:
             self._roster.set_outstanding(reporter, node_view.is_outstanding(self.fleet, self.nodes[reporter]))
         if rollout.is_late(self.fleet, led, self.settings):
             return sorted(self.nodes)
-        if self.fleet.stage == rollout.WATCH:
+        if self.fleet.stage == rollout.WATCH or not led.knows_all:
             return own
-        if not self._roster.outstanding:
-            return sorted(self.nodes)
-        return [*own, *(name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter)]
+        waiting = [name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter]
+        # One that runs it has to be among them, so nobody else's report can be the last that was waited for.
+        if waiting or (reporter and not node_view.runs_served(self.fleet, self.nodes[reporter])):
+            return [*own, *waiting]
+        return sorted(self.nodes)
 
     def _set_trainers(self, cause: str, *, of_trainers: bool) -> list[Instruction]:
         served = (self.fleet.serving_version, self.fleet.serving_digest)

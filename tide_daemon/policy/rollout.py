@@ -5,7 +5,7 @@
                            +----fail-------+-----fail------+--> steady with the draft served before
 
     canary   one node runs the candidate; every other node and the trainers keep the serving draft
-    rest     the candidate is the serving draft; every node that is there has to report it
+    rest     the candidate is the serving draft; every node that is there has to report it, one at least
     watch    live accept lengths are still compared; a new canary may begin meanwhile
 
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
@@ -133,7 +133,7 @@ def advance(
 
 def is_late(fleet: FleetState, led: Reign, settings: PolicySettings) -> bool:
     """Whether "rest" is decided now whatever was seen."""
-    return fleet.stage == REST and led.seen_s >= settings.rollout_deadline_s
+    return fleet.stage == REST and led.knows_all and led.seen_s >= settings.rollout_deadline_s
 
 
 _Outcome = tuple[str, str, dict[str, float]]
@@ -171,7 +171,7 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, sett
 
 
 def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
-    waiting = False
+    waiting, num_running = False, 0
     if (against := outages.condemned(fleet, nodes, settings)) is not None:
         return _FAIL, *against
     for view in nodes:
@@ -185,10 +185,12 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settin
             continue
         if (failed := _dropped(view, settings)) is not None:
             return failed
-    if waiting:
+        num_running += 1
+    if waiting or not led.knows_all:
         return _STILL
-    alive = sum(view.alive for view in nodes)
-    return _PASS, f"{alive} node(s) run version {fleet.serving_version}", {"num_nodes": float(alive)}
+    if num_running == 0:
+        return _nobody(fleet, led) if is_late(fleet, led, settings) else _STILL
+    return _PASS, f"{num_running} node(s) run version {fleet.serving_version}", {"num_nodes": float(num_running)}
 
 
 def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
@@ -270,6 +272,11 @@ def _late(view: NodeView, led: Reign, settings: PolicySettings) -> _Outcome:
     if led.seen_s < settings.rollout_deadline_s:
         return _STILL
     return _FAIL, f"{view.name} still runs version {view.running_version} after {led.seen_s:.0f} s", {}
+
+
+def _nobody(fleet: FleetState, led: Reign) -> _Outcome:
+    # It may be the draft that silenced them; and when unsure, roll back.
+    return _FAIL, f"no node was seen to run version {fleet.serving_version} in {led.seen_s:.0f} s", {}
 
 
 def _dropped(view: NodeView, settings: PolicySettings) -> _Outcome | None:

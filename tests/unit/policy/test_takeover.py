@@ -2,7 +2,7 @@
 
 from tests.unit.policy.simulated_fleet import digest_of
 from tide_daemon.policy.controller import Controller
-from tide_daemon.policy.events import ControllerStarted, FleetState, ServerReported, StepCount
+from tide_daemon.policy.events import ControllerStarted, FleetState, ServerReported, StepCount, Tick
 from tide_daemon.policy.settings import PolicySettings
 
 SETTINGS = PolicySettings(
@@ -13,6 +13,10 @@ BEGAN, LED = 1000.0, 1500.0
 CANARY = FleetState(
     serving_version=1, serving_digest=digest_of(1), stage="canary", candidate_version=2, candidate_digest=digest_of(2),
     canary="a", since=BEGAN, judged=(1, 2),
+)  # fmt: skip
+REST = FleetState(
+    serving_version=2, serving_digest=digest_of(2), previous_version=1, previous_digest=digest_of(1), stage="rest",
+    since=BEGAN, judged=(1, 2), proven=True,
 )  # fmt: skip
 
 
@@ -32,6 +36,13 @@ def report(
         accepted = (chains // 2, chains // 4, chains // 8)
         steps = (StepCount(1, 3, chains, chains + sum(accepted), accepted, 0.06 * chains, 0.04 * chains, 0.06),)
     return ServerReported(at, node, sequence, engine, version, digest_of(version), 0, 1.0, steps)
+
+
+def tick(controller: Controller, since: float, until: float) -> None:
+    at = since
+    while at < until:
+        at += 1.0
+        controller.handle(Tick(at))
 
 
 def keep_reporting(controller: Controller, versions: dict[str, int], since: float, until: float) -> None:
@@ -86,3 +97,47 @@ def test_a_canary_that_is_the_only_node_passes_a_little_later() -> None:
     controller = taken_over(CANARY)
     keep_reporting(controller, {"a": 2}, LED, LED + SETTINGS.lost_after_s)
     assert controller.fleet.stage == "rest"
+
+
+# The rest
+
+
+def test_the_rest_does_not_pass_on_nobody() -> None:
+    """No node was heard of: it waits, and is rolled back at the deadline counted from the takeover."""
+    controller = taken_over(REST)
+    tick(controller, LED, LED + SETTINGS.rollout_deadline_s - 1.0)
+    assert controller.fleet == REST
+    tick(controller, LED + SETTINGS.rollout_deadline_s - 1.0, LED + SETTINGS.rollout_deadline_s)
+    assert (controller.fleet.stage, controller.fleet.serving_version, controller.fleet.refused) == ("steady", 1, (2,))
+
+
+def test_the_rest_does_not_pass_on_the_first_to_report() -> None:
+    """The first one runs it already; others that report later do not, and are waited for."""
+    controller = taken_over(REST)
+    controller.handle(report("a", LED + 1.0, 2))
+    controller.handle(Tick(LED + 2.0))
+    assert controller.fleet.stage == "rest"
+    keep_reporting(controller, {"a": 2, "b": 1}, LED + 2.0, LED + 40.0)
+    assert controller.fleet.stage == "rest"
+    keep_reporting(controller, {"a": 2, "b": 2}, LED + 40.0, LED + 41.0)
+    assert controller.fleet.stage == "watch"
+
+
+def test_the_rest_passes_when_all_that_are_there_were_heard_of() -> None:
+    """Both run it: over as soon as a third one would have been heard of."""
+    controller = taken_over(REST)
+    keep_reporting(controller, {"a": 2, "b": 2}, LED, LED + SETTINGS.lost_after_s - 1.0)
+    assert controller.fleet.stage == "rest"
+    keep_reporting(controller, {"a": 2, "b": 2}, LED + SETTINGS.lost_after_s - 1.0, LED + SETTINGS.lost_after_s)
+    assert controller.fleet.stage == "watch"
+
+
+def test_the_rest_does_not_pass_while_no_engine_is_up() -> None:
+    """Also without a takeover: a node whose engine is not up is not waited for, but it is nobody who runs it."""
+    controller = taken_over(REST)
+    for second in range(1, 40):
+        controller.handle(report("a", LED + second, 0, sequence=second, engine="starting"))
+        controller.handle(Tick(LED + second + 0.5))
+    assert controller.fleet.stage == "rest"
+    keep_reporting(controller, {"a": 2}, LED + 40.0, LED + 41.0)
+    assert controller.fleet.stage == "watch"
