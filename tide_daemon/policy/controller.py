@@ -236,7 +236,7 @@ class Controller:
             if canary not in self._roster:
                 return [canary] if canary in self.nodes else []
             return sorted(self.nodes) if ticked or reporter == canary else None
-        if self.fleet.stage == rollout.REST and not reporter and not ticked:
+        if not reporter and not ticked:
             return None
         own = [reporter] if reporter else []
         if self.fleet.stage == rollout.REST and reporter:

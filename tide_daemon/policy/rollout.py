@@ -115,8 +115,8 @@ def advance(
     Args:
         led_since: when this leader began to lead.
         nodes: in "canary" all of them, or the canary alone once it is lost; in "rest" those that may have failed and
-            one that is outstanding, all of them once none is or is_late; in "watch" those that may have failed. Any
-            larger set gives the same answer.
+            one that is outstanding, all of them once none is or is_late; in "watch" those that may have failed or
+            shown enough, all of them once is_late. Any larger set gives the same answer.
     """
     check = _CHECKS.get(fleet.stage)
     if check is None:
@@ -132,8 +132,9 @@ def advance(
 
 
 def is_late(fleet: FleetState, led: Reign, settings: PolicySettings) -> bool:
-    """Whether "rest" is decided now whatever was seen."""
-    return fleet.stage == REST and led.knows_all and led.seen_s >= settings.rollout_deadline_s
+    """Whether "rest" or "watch" is decided now whatever was seen."""
+    limit_s = settings.rollout_deadline_s + (settings.watch_s if fleet.stage == WATCH else 0.0)
+    return led.knows_all and led.seen_s >= limit_s
 
 
 _Outcome = tuple[str, str, dict[str, float]]
@@ -200,9 +201,18 @@ def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, setti
     for view in running:
         if (failed := _dropped(view, settings)) is not None:
             return failed
-    if led.stage_s >= settings.watch_s:
-        return _PASS, f"version {fleet.serving_version} held for {led.stage_s:.0f} s", {}
-    return _STILL
+    if led.stage_s < settings.watch_s:
+        return _STILL
+    held = f"version {fleet.serving_version} held for {led.stage_s:.0f} s"
+    # A draft that showed nothing on its canary had nothing to show; another leader does not know that.
+    needed = settings.watch_min_steps if fleet.proven or led.taken_over else 0
+    if any(view.num_seen >= needed for view in running):
+        return _PASS, held, {}
+    if not is_late(fleet, led, settings):
+        return _STILL
+    if not running:
+        return _nobody(fleet, led)
+    return _PASS, f"{held} and showed nothing: no traffic, or it is not speculated with", {}
 
 
 def _to_rest(fleet: FleetState, at: float) -> FleetState:

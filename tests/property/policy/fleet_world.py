@@ -232,7 +232,7 @@ class World:
     def _check_passed(self, before: FleetState, after: FleetState) -> None:
         """A stage passes only under a leader that heard a node say that it runs the draft."""
         version = before.candidate_version or before.serving_version
-        onward = (before.stage, after.stage) in {("canary", "rest"), ("rest", "watch")}
+        onward = (before.stage, after.stage) in {("canary", "rest"), ("rest", "watch"), ("watch", "steady")}
         if onward and version not in after.refused:
             assert version in self.heard, f"{before.stage} of {version} passed and nobody was heard to run it"
 

@@ -1,5 +1,7 @@
 """A leader that takes over in the middle of a rollout has heard of nobody yet, and that says nothing of the draft."""
 
+import pytest
+
 from tests.unit.policy.simulated_fleet import digest_of
 from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import ControllerStarted, FleetState, ServerReported, StepCount, Tick
@@ -141,3 +143,58 @@ def test_the_rest_does_not_pass_while_no_engine_is_up() -> None:
     assert controller.fleet.stage == "rest"
     keep_reporting(controller, {"a": 2}, LED + 40.0, LED + 41.0)
     assert controller.fleet.stage == "watch"
+
+
+# The watch
+
+WATCH = FleetState(
+    serving_version=2, serving_digest=digest_of(2), previous_version=1, previous_digest=digest_of(1), stage="watch",
+    since=BEGAN, judged=(1, 2), proven=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_the_watch_needs_to_see_the_draft_at_work(proven: bool) -> None:
+    """Its age says nothing: nobody watched. Enough chains on one node end it."""
+    watch = FleetState(**{name: getattr(WATCH, name) for name in FleetState.__slots__} | {"proven": proven})
+    controller = taken_over(watch)
+    keep_reporting(controller, {"a": 2, "b": 2}, LED, LED + 60.0)
+    assert controller.fleet == watch
+    controller.handle(report("b", LED + 61.0, 2, sequence=5000, chains=199))
+    assert controller.fleet == watch
+    controller.handle(report("b", LED + 62.0, 2, sequence=5001, chains=1))
+    assert (controller.fleet.stage, controller.fleet.serving_version) == ("steady", 2)
+
+
+def test_the_watch_of_a_draft_that_shows_nothing_ends() -> None:
+    """It runs, but there is no traffic: kept, after the watch period and the deadline from the takeover."""
+    controller = taken_over(WATCH)
+    ends = LED + SETTINGS.watch_s + SETTINGS.rollout_deadline_s
+    keep_reporting(controller, {"a": 2}, LED, ends - 1.0)
+    assert controller.fleet == WATCH
+    keep_reporting(controller, {"a": 2}, ends - 1.0, ends)
+    assert (controller.fleet.stage, controller.fleet.serving_version) == ("steady", 2)
+
+
+def test_the_watch_of_a_draft_that_nobody_runs_is_rolled_back() -> None:
+    """Nobody was heard of, or only nodes that run another one."""
+    ends = LED + SETTINGS.watch_s + SETTINGS.rollout_deadline_s
+    for versions in ({}, {"a": 1}):
+        controller = taken_over(WATCH)
+        keep_reporting(controller, versions, LED, ends - 1.0)
+        tick(controller, LED, ends - 1.0)
+        assert controller.fleet == WATCH
+        controller.handle(Tick(ends))
+        assert (controller.fleet.serving_version, controller.fleet.refused) == (1, (2,))
+
+
+def test_a_draft_with_nothing_to_show_is_watched_by_its_age_if_one_leader_saw_all_of_it() -> None:
+    """A single node on which speculation is off: passed without live figures, so none are waited for."""
+    controller = Controller(SETTINGS)
+    controller.handle(ControllerStarted(BEGAN - 100.0, "model", SETTINGS.to_map(), None))
+    watch = FleetState(serving_version=2, serving_digest=digest_of(2), stage="watch", since=BEGAN, judged=(2,))
+    controller.fleet = watch
+    tick(controller, BEGAN, BEGAN + SETTINGS.watch_s)
+    assert controller.fleet.stage == "watch", "nobody runs it"
+    controller.handle(report("a", BEGAN + SETTINGS.watch_s, 2))
+    assert controller.fleet.stage == "steady"
