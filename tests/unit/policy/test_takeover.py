@@ -1,8 +1,10 @@
 """A leader that takes over in the middle of a rollout has heard of nobody yet, and that says nothing of the draft."""
 
+import random
+
 import pytest
 
-from tests.unit.policy.simulated_fleet import digest_of
+from tests.unit.policy.simulated_fleet import Fleet, ModelledNode, digest_of
 from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import ControllerStarted, FleetState, ServerReported, StepCount, Tick
 from tide_daemon.policy.settings import PolicySettings
@@ -198,3 +200,54 @@ def test_a_draft_with_nothing_to_show_is_watched_by_its_age_if_one_leader_saw_al
     assert controller.fleet.stage == "watch", "nobody runs it"
     controller.handle(report("a", BEGAN + SETTINGS.watch_s, 2))
     assert controller.fleet.stage == "steady"
+
+
+# Its steps
+
+
+def fleet_of(num: int, accept: float) -> Fleet:
+    nodes = [
+        ModelledNode(f"node-{index}", lambda v, t: accept if v else 0.0, lambda t: 4, random.Random(index))
+        for index in range(num)
+    ]
+    return Fleet(nodes, PolicySettings(max_batch_size=8))
+
+
+def test_a_canary_that_was_not_tried_yet_is_tried_by_the_next_leader() -> None:
+    """Its leader died when it had asked for the swap: one that promises nothing has to show its chains too."""
+    fleet = fleet_of(3, accept=0.1)
+    fleet.run(20)
+    fleet.publish(1, 1.1)
+    fleet.take_over()
+    fleet.run(40)
+    assert (fleet.controller.fleet.serving_version, fleet.controller.fleet.refused) == (1, ())
+
+
+def test_a_draft_that_was_not_tried_yet_is_tried_by_the_next_leader() -> None:
+    """The fleet was about to be brought to it: nodes whose table is empty do not wait for an interval to be over."""
+    fleet = fleet_of(3, accept=0.6)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    while fleet.controller.fleet.stage != "rest":
+        fleet.run(1)
+    untried = [node for node in fleet.nodes if node.desired is not None and node.desired.steps_table == ()]
+    assert len(untried) == 2
+    fleet.take_over()
+    fleet.run(15)
+    assert all(node.desired is not None and node.desired.steps_table for node in untried)
+
+
+def test_a_canary_is_tried_again_until_it_has_shown_its_chains() -> None:
+    """Traffic leaves the probed batch sizes before enough chains were seen: the next probe follows at once."""
+    fleet = fleet_of(2, accept=0.1)
+    for node in fleet.nodes:
+        node.batch_size = lambda t: 1
+    fleet.run(20)
+    fleet.publish(1, 1.1)
+    canary = next(node for node in fleet.nodes if node.name == fleet.controller.fleet.canary)
+    while not (canary.desired is not None and canary.desired.steps_table):
+        fleet.run(1)
+    for node in fleet.nodes:
+        node.batch_size = lambda t: 8
+    fleet.run(55)
+    assert fleet.controller.fleet.serving_version == 1
