@@ -145,11 +145,20 @@ class Controller:
         self._roster.heard(event.node, self.now)
         self.speculation[event.node].account_for(counted)
         node.score_offline(self._offline.get(node.running_version))
+        self._compare_canary(node)
         drafted = [step for _, step in counted if step.num_steps > 0]
         proposals = sum(step.num_proposals for step in drafted)
         if event.running_version == self.fleet.serving_version and proposals >= self.settings.shift_min_proposals:
             accept_prob = sum(step.accepted_at[0] for step in drafted) / proposals
             self.collection = collection.measure(self.collection, accept_prob, self.settings)
+
+    def _compare_canary(self, node: NodeState) -> None:
+        """A canary that began under an earlier leader is compared with what that one saw of the draft before."""
+        fleet = self.fleet
+        if fleet.stage != rollout.CANARY or node.name != fleet.canary or self.led_since <= fleet.since:
+            return
+        if node.running_version == fleet.candidate_version and fleet.canary_accept_length > 0.0:
+            node.compare_with(fleet.canary_accept_length, fleet.canary_num_steps)
 
     def _trainer_reported(self, event: TrainerReported) -> None:
         self.trainers.take(event, self.now)
@@ -191,7 +200,10 @@ class Controller:
             instructions.append(Judged(candidate.version, verdict.verdict, cause, verdict.reason, verdict.numbers))
             if verdict.verdict == gate.PROMOTE:
                 self._score_offline(candidate.version, verdict.accept_length, candidate.num_steps)
-                self.fleet = rollout.begin(self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now)
+                before = self.nodes[canary].shown_now(self.now)
+                self.fleet = rollout.begin(
+                    self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now, before
+                )
         return instructions
 
     def _pick_canary(self) -> str | None:

@@ -47,9 +47,20 @@ class Move:
 
 
 def begin(
-    fleet: FleetState, candidate: CandidatePublished, accept_length: float, gain: float, canary: str, at: float
+    fleet: FleetState,
+    candidate: CandidatePublished,
+    accept_length: float,
+    gain: float,
+    canary: str,
+    at: float,
+    before: tuple[float, int] = (0.0, 0),
 ) -> FleetState:
-    """The state when a promoted candidate goes to its canary. `accept_length` and `gain` are the gate's."""
+    """The state when a promoted candidate goes to its canary.
+
+    Args:
+        accept_length, gain: the gate's.
+        before: what the canary accepts live so far and on chains of what length, for a leader that did not see it.
+    """
     return replace(
         fleet,
         stage=CANARY,
@@ -60,6 +71,8 @@ def begin(
         offline_accept_length=accept_length,
         offline_num_steps=candidate.num_steps,
         last_gain=gain,
+        canary_accept_length=before[0],
+        canary_num_steps=before[1],
         proven=False,
         downs=(),
     )

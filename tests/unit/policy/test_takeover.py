@@ -1,6 +1,7 @@
 """A leader that takes over in the middle of a rollout has heard of nobody yet, and that says nothing of the draft."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,30 @@ def test_a_canary_that_is_the_only_node_passes_a_little_later() -> None:
     assert controller.fleet.stage == "rest"
 
 
+def test_a_canary_is_compared_with_what_the_predecessor_saw_before_it() -> None:
+    """Half of what the node accepted with the draft before: refused, though this leader never saw that draft there."""
+    seen = replace(CANARY, canary_accept_length=2.4, canary_num_steps=3)
+    for fleet, refused in ((seen, (2,)), (replace(seen, canary_accept_length=1.9), ()), (CANARY, ())):
+        controller = taken_over(fleet)
+        controller.handle(report("b", LED + 1.0, 1))
+        controller.handle(report("a", LED + 2.0, 2))
+        controller.handle(report("a", LED + 3.0, 2, sequence=2, chains=400))
+        assert controller.fleet.refused == refused
+
+
+def test_what_the_canary_did_before_is_written_down_when_it_begins() -> None:
+    """The live accept length, with its chain length, under the draft that is served."""
+    fleet = fleet_of(2, accept=0.6)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(100)
+    assert fleet.controller.fleet.canary_accept_length == 0.0, "nothing was drafted before the first one"
+    fleet.publish(2, 2.3, serving=2.1)
+    state = fleet.controller.fleet
+    expected = 1 + sum(0.6**position for position in range(1, state.canary_num_steps + 1))
+    assert state.stage == "canary" and state.canary_accept_length == pytest.approx(expected, rel=0.1)
+
+
 # The rest
 
 
@@ -158,7 +183,7 @@ WATCH = FleetState(
 @pytest.mark.parametrize("proven", [True, False])
 def test_the_watch_needs_to_see_the_draft_at_work(proven: bool) -> None:
     """Its age says nothing: nobody watched. Enough chains on one node end it."""
-    watch = FleetState(**{name: getattr(WATCH, name) for name in FleetState.__slots__} | {"proven": proven})
+    watch = replace(WATCH, proven=proven)
     controller = taken_over(watch)
     keep_reporting(controller, {"a": 2, "b": 2}, LED, LED + 60.0)
     assert controller.fleet == watch
