@@ -70,7 +70,7 @@ class Controller:
         self._assigned: FleetState | None = None
         self._rate: float | None = None
         self._trained_for: tuple[object, ...] = ()
-        self._kept: FleetState | None = None
+        self._kept: tuple[FleetState, bool, bool] | None = None
         self._kept_at = -math.inf
         self._moved: tuple[str, dict[str, float]] = (_COPY_DUE, {})
 
@@ -126,6 +126,7 @@ class Controller:
     def _controller_started(self, event: ControllerStarted) -> None:
         self.led_since = event.at
         self.fleet = event.fleet or FleetState()
+        self.collection = event.collection or CollectionState()
         newest = self.fleet.candidate_version or self.fleet.serving_version
         if newest != NO_DRAFT:
             self._score_offline(newest, self.fleet.offline_accept_length, self.fleet.offline_num_steps)
@@ -329,10 +330,14 @@ class Controller:
         return table
 
     def _keep_fleet(self, cause: str) -> list[Instruction]:
-        """FleetMoved when the fleet's state changed, or when the newest copy in the journal is old."""
+        """FleetMoved when what the next leader needs changed, or when the newest copy in the journal is old.
+
+        The averages of Algorithm 1 change with every report; of them a copy that is not older will do.
+        """
+        wanted = (self.fleet, self.collection.wanted, self.collection.shifted)
         due = self.now - self._kept_at >= self.settings.keep_state_s
-        if not due and (self.fleet is self._kept or self.fleet == self._kept):
+        if not due and wanted == self._kept:
             return []
-        self._kept, self._kept_at = self.fleet, self.now
+        self._kept, self._kept_at = wanted, self.now
         (reason, numbers), self._moved = self._moved, (_COPY_DUE, {})
-        return [FleetMoved(self.fleet, cause, reason, numbers)]
+        return [FleetMoved(self.fleet, cause, reason, numbers, self.collection)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.plain import from_plain, to_plain
 
 NO_DRAFT = 0
@@ -166,12 +167,14 @@ class ControllerStarted:
     Attributes:
         settings: PolicySettings as a plain map, so that a journal can be replayed by itself.
         fleet: newest FleetState of the journal, None if there is none.
+        collection: Algorithm 1's memory as it stood with it, None if there is none.
     """
 
     at: float
     model: str
     settings: dict[str, float]
     fleet: "FleetState | None"
+    collection: CollectionState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The controller role: a thin shell around policy/. Facts go in as events, instructions come out as records.
 
 One controller of a model leads, by a lease with a fencing token; the others wait. On taking over it
-begins with the newest FleetState of the journal, learns each node's desired state when it first hears
-of the node, and re-reads all manifests (the policy knows which it has judged).
+begins with the newest FleetState of the journal and what stands with it, learns each node's desired
+state when it first hears of the node, and re-reads all manifests (the policy knows which it has judged).
 
 For each event, in this order:
 
@@ -235,7 +235,8 @@ class ControllerRole:
             reign.sequence = last.sequence if last.fencing_token == writer.token else 0
         writer.journal_end = end.sequence
         settings = self._settings.to_map()
-        await self._decide(reign, ControllerStarted(self._clock.time(), self._model, settings, end.fleet))
+        started = ControllerStarted(self._clock.time(), self._model, settings, end.fleet, end.collection)
+        await self._decide(reign, started)
         for instruction in [] if end.unfinished is None else read_instructions(end.unfinished):
             record = desired_record(instruction, writer.token, self._clock.time())
             if record is not None:

@@ -169,7 +169,9 @@ class World:
             self.leader, self.known, self.heard = Controller(self.settings), set(), set()
             newest = next((e for e in reversed(self.journal) if not isinstance(e.event, ControllerStarted)), None)
             try:
-                self._decide(ControllerStarted(self.at, "model", self.settings.to_map(), self.newest_fleet()))
+                move = self.newest_move()
+                kept = (None, None) if move is None else (move.fleet, move.collection)
+                self._decide(ControllerStarted(self.at, "model", self.settings.to_map(), *kept))
                 for instruction in newest.instructions if newest is not None else ():
                     if isinstance(instruction, SetServer | SetTrainer):
                         self._carry_on(instruction)
@@ -187,8 +189,8 @@ class World:
             self.num_deaths += 1
             self.lead()
 
-    def newest_fleet(self) -> FleetState | None:
-        moves = [item.fleet for entry in self.journal for item in entry.instructions if isinstance(item, FleetMoved)]
+    def newest_move(self) -> FleetMoved | None:
+        moves = [item for entry in self.journal for item in entry.instructions if isinstance(item, FleetMoved)]
         return moves[-1] if moves else None
 
     def _find(self, event: Event) -> None:

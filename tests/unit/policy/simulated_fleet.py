@@ -175,11 +175,11 @@ class Fleet:
         parent = self.controller.fleet.serving_version
         self.give(CandidatePublished(self.at, version, digest_of(version), parent, self.trainer, 0, 3, tuple(scores)))
 
-    def take_over(self, settings: PolicySettings | None = None) -> None:
+    def take_over(self) -> None:
         """The leader is lost; its successor knows what stands on the bus, and hears of each node before its report."""
-        kept = [item.fleet for _, items in self.entries for item in items if isinstance(item, FleetMoved)][-1]
-        self.controller = Controller(settings or self.settings)
-        self.give(ControllerStarted(self.at, "model", (settings or self.settings).to_map(), kept))
+        kept = [item for _, items in self.entries for item in items if isinstance(item, FleetMoved)][-1]
+        self.controller = Controller(self.settings)
+        self.give(ControllerStarted(self.at, "model", self.settings.to_map(), kept.fleet, kept.collection))
         for node in self.nodes:
             if (asked := node.desired) is not None:
                 self.give(

@@ -276,3 +276,26 @@ def test_a_canary_is_tried_again_until_it_has_shown_its_chains() -> None:
         node.batch_size = lambda t: 8
     fleet.run(55)
     assert fleet.controller.fleet.serving_version == 1
+
+
+# What collects and trains
+
+
+def test_what_algorithm_1_knew_goes_on() -> None:
+    """Collection that was off stays off, the averages are at most a copy of the state old, a shift is not forgotten."""
+    fleet = fleet_of(1, accept=0.6)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(100)
+    fleet.publish(2, 2.0, serving=2.1)
+    fleet.run(100)
+    before = fleet.controller.collection
+    assert not before.wanted and before.num_measurements > SETTINGS.shift_initial
+    fleet.take_over()
+    after = fleet.controller.collection
+    assert not after.wanted and before.num_measurements - after.num_measurements <= fleet.settings.keep_state_s
+    fleet.nodes[0].accept_prob = lambda v, t: 0.35
+    while not fleet.controller.collection.shifted:
+        fleet.run(1)
+    fleet.take_over()
+    assert fleet.controller.collection.shifted and fleet.controller.collection.wanted

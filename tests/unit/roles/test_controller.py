@@ -260,8 +260,11 @@ async def test_a_restart_goes_on_where_it_was() -> None:
         assert other is not None and before is not None
         assert other.draft_version == 1
         assert other.fencing_token > before.fencing_token
-    judged = [each for entry in await world.journal() for each in entry.instructions if each["instruction"] == "judged"]
+    entries = await world.journal()
+    judged = [each for entry in entries for each in entry.instructions if each["instruction"] == "judged"]
     assert [each["version"] for each in judged] == [1]
+    first, second = (entry.event for entry in entries if entry.event["event"] == "controller_started")
+    assert first["collection"] is None and "gained" in second["collection"]["reason"]
 
 
 async def test_only_one_leads_and_the_other_takes_over() -> None:
