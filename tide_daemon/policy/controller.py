@@ -38,6 +38,7 @@ from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, Set
 from tide_daemon.policy.node import NodeState, OfflineScore
 from tide_daemon.policy.roster import Roster
 from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.policy.shadows import ShadowScores
 from tide_daemon.policy.speculation import Speculation
 from tide_daemon.policy.trainers import Trainers
 
@@ -64,6 +65,7 @@ class Controller:
         self.speculation: dict[str, Speculation] = {}
         self.asked: dict[str, Asked] = {}
         self.trainers = Trainers(settings)
+        self.shadows = ShadowScores(settings)
         self.pending: list[CandidatePublished] = []
         self._roster = Roster()
         self._offline: dict[int, OfflineScore] = {}
@@ -163,10 +165,10 @@ class Controller:
 
     def _trainer_reported(self, event: TrainerReported) -> None:
         self.trainers.take(event, self.now)
-        positions = sum(score.num_positions for score in event.shadow)
-        if positions >= self.settings.gate_min_positions and event.serving_version != NO_DRAFT:
-            accept_length = math.fsum(score.num_tokens for score in event.shadow) / positions
-            self._score_offline(event.serving_version, max(1.0, accept_length), self.fleet.offline_num_steps)
+        self.shadows.take(event, self.now)
+        accept_length = self.shadows.accept_length(event.serving_version, self.now)
+        if accept_length is not None:
+            self._score_offline(event.serving_version, accept_length, self.fleet.offline_num_steps)
 
     def _candidate_published(self, event: CandidatePublished) -> None:
         known = rollout.was_judged(self.fleet, event.version) or any(c.version == event.version for c in self.pending)
