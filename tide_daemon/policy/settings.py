@@ -70,7 +70,7 @@ class PolicySettings:
         rollout_deadline_s: a node that does not report the new draft within this counts as failed.
         canary_busy_s: busy seconds in which a canary must have shown live evidence (several nodes).
 
-        alone_after_s: a server node that has been out of the controller's reach for so long looks after its own steps.
+        alone_after_s: a server node that no leading controller has reached for so long looks after its own steps.
         lost_after_s: a node or trainer not heard of for so long is left out.
         keep_state_s: seconds between two copies of FleetState in the journal.
     """

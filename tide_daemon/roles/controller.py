@@ -41,6 +41,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
 from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
+from tide_daemon.roles.leadership import lease_name
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import Decision, Record
 
@@ -94,7 +95,7 @@ class ControllerRole:
         self._ttl_s = lease_ttl_s
         self._tick_s = tick_s
         self._clock = clock or SystemClock()
-        self._lease: Lease = bus.lease(f"controller-{model}", name, lease_ttl_s)
+        self._lease: Lease = bus.lease(lease_name(model), name, lease_ttl_s)
         self._reign: _Reign | None = None
         self._token = 0
         self._num_decisions = 0
