@@ -153,6 +153,13 @@ class ControllerConfig:
         minimum=0,
         maximum=8,
     )
+    train_late_s: float = setting(
+        1800.0,
+        "A trainer that is at one round for this no longer keeps the others from beginning one.",
+        unit="s",
+        minimum=1,
+        maximum=86400,
+    )
     gate_min_requests: int = setting(
         8, "Held-out requests that a verdict needs.", unit="requests", minimum=2, maximum=1 << 20
     )

@@ -42,6 +42,7 @@ class CollectionState:
         level: mean of the first drift_initial measurements, what a slow drift is measured against.
         fall: the CUSUM of what was lost since.
         num_shifts: shifts seen so far, slow ones included.
+        pool_tried: earlier drafts were tried for the last one.
         score_level, score: level and running mean of held-out accept lengths, num_scores of them.
     """
 
@@ -53,6 +54,7 @@ class CollectionState:
     fall: float = 0.0
     num_measurements: int = 0
     num_shifts: int = 0
+    pool_tried: bool = False
     score_level: float = 0.0
     score: float = 0.0
     num_scores: int = 0
@@ -99,7 +101,7 @@ def score(state: CollectionState, accept_length: float, settings: PolicySettings
 
 
 def _shifted(state: CollectionState, reason: str) -> CollectionState:
-    return replace(state, wanted=True, shifted=True, num_shifts=state.num_shifts + 1, reason=reason)
+    return replace(state, wanted=True, shifted=True, num_shifts=state.num_shifts + 1, pool_tried=False, reason=reason)
 
 
 def draft_changed(state: CollectionState) -> CollectionState:

@@ -62,7 +62,6 @@ class PoolTry:
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._tried_shift = 0
         self._tried_at = -math.inf
         self.under_way: Scoring | None = None
         self.reason = ""
@@ -82,30 +81,33 @@ class PoolTry:
         trainers: Trainers,
         *,
         free: bool,
-    ) -> None:
+    ) -> bool:
         """Begin a try when there is a reason for one, and drop one that leads to nothing.
 
         Args:
             free: nothing is being rolled out or waits for the gate, so that a draft that passes could be.
+
+        Returns:
+            Whether the last shift counts as tried from now on.
         """
         if self.under_way is not None:
             self._drop(at, fleet, self.under_way, trainers)
-            return
+            return False
         if fleet.serving_version == NO_DRAFT or not fleet.pool:
-            self._tried_shift = seen.num_shifts
-            return
+            return seen.shifted
         if not free:
-            return
-        if seen.shifted and seen.num_shifts != self._tried_shift:
+            return False
+        if seen.shifted and not seen.pool_tried:
             reason = f"traffic has shifted, and {len(fleet.pool)} earlier draft(s) may know it"
         elif at - self._tried_at >= self._settings.pool_interval_s:
             reason = promise(fleet, workloads, self._settings)
         else:
-            return
+            return False
         trainer = trainers.idle(at) if reason else None
         if trainer is not None:
-            self._tried_shift, self._tried_at = seen.num_shifts, at
+            self._tried_at = at
             self.under_way, self.reason = Scoring(trainer, fleet.serving_version, at), reason
+        return trainer is not None
 
     def end(self, reason: str) -> None:
         """Nothing is waited for any more."""

@@ -80,6 +80,7 @@ class Trainers:
             reason = f"version {served[0]} is served"
             if wanted is not None and begins:
                 trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
+                trainer.at_work_since = at
             elif trainer.generation == 0:
                 trainer.round = report.round
             elif scoring != trainer.pool_scoring:
@@ -106,5 +107,7 @@ class Trainers:
         return instructions
 
     def _views(self, at: float) -> list[TrainerView]:
-        views = [self.by_name[name].view(name) for name in sorted(self.by_name) if self.is_alive(name, at)]
+        """Those that rounds are planned with: heard of lately, and not late with the round they were asked for."""
+        there = [name for name in sorted(self.by_name) if self.is_alive(name, at)]
+        views = [self.by_name[name].view(name) for name in there if not self.by_name[name].is_late(at, self._settings)]
         return [view for view in views if view is not None]

@@ -216,7 +216,10 @@ class FleetMachine(RuleBasedStateMachine):
         assert len(leader.fleet.judged) <= 256 and len(leader.fleet.refused) <= 256
         assert len(leader.fleet.pool) <= SETTINGS.pool_size
         assert {past.version for past in leader.fleet.pool} <= set(self.world.passed)
-        assert leader.fleet == self.world.newest_fleet(), "the journal does not hold the fleet's state"
+        move = self.world.newest_move()
+        assert move is not None and leader.fleet == move.fleet, "the journal does not hold the fleet's state"
+        kept, now = move.collection, leader.collection
+        assert kept is not None and (kept.wanted, kept.shifted) == (now.wanted, now.shifted)
 
     @invariant()
     def what_was_written_makes_sense(self) -> None:
