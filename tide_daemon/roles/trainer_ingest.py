@@ -69,8 +69,7 @@ class Ingest:
         self.refused: Counter[str] = Counter()
         self.problem = ""
         self.stats = StoreStats()
-        # Tokens of requests finished after this are new; the role moves it when a round begins.
-        self.cursor = 0
+        self._cursor = 0
 
     async def run(self) -> None:
         """Fetch and store until cancelled. Cancelled, it gives back what it has not stored."""
@@ -175,6 +174,15 @@ class Ingest:
         self._store.append([item for item in checked if not isinstance(item, str)])
         return checked
 
+    async def count_from(self, cursor: int) -> None:
+        """Tokens of requests finished after this store sequence are new; the role moves it when a round begins.
+
+        They are counted anew at once: tokens that a round has used already must not ask for another one.
+        """
+        if cursor != self._cursor:
+            self._cursor = cursor
+            await self._refresh()
+
     async def _refresh(self) -> None:
         """Apply the limits and bring the statistics up to date."""
         try:
@@ -190,7 +198,7 @@ class Ingest:
             num_requests=len(requests),
             num_tokens=self._store.index.num_response,
             num_heldout=len(held),
-            new_tokens=new_tokens(requests, self._settings, self.cursor),
+            new_tokens=new_tokens(requests, self._settings, self._cursor),
             num_bytes=self._store.num_bytes,
             last_sequence=self._store.last_sequence,
             newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
