@@ -1,9 +1,9 @@
 """What running streams notice of draft swaps.
 
 One SGLang with our plug-in, a draft loaded, 3 steps, `batch` streams all the time (each ends and is replaced
-by another). For two spans of equal length the gaps between pieces of each stream are recorded: one without
-swaps, one with 20 swaps between two drafts. A gap belongs to one stream and one batch of prefills may
-lie in it, in both spans alike.
+by another) without a break: first a warm-up, then a span without swaps, then one with 20 swaps between two
+drafts. A gap is the time between two pieces of one stream; a prefill of others may lie in it, in both spans
+alike. The warm-up is left out: all streams begin there at once, and their prefills make the longest gaps.
 
 gap_ratio is the longest gap that contains a swap over the p99 gap without swaps. The longest gap of all is
 reported too: the machine itself makes those.
@@ -30,6 +30,7 @@ from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config
 
+WARM_UP_S = 8.0
 Gap = tuple[float, float]
 """Start and end of the time between two pieces of one stream."""
 
@@ -66,26 +67,25 @@ async def _run(settings: Settings) -> dict[str, float]:
         await swap(1)
         await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[64, steps]])
         load_of = Load(server, vocab_size, batch)
-        await load_of.span(5.0)  # warm-up
-        quiet = await load_of.span(num_swaps * between_s)
         swaps: list[Gap] = []
-
-        async def swapping() -> None:
+        async with load_of:
+            await asyncio.sleep(WARM_UP_S)
+            quiet_since = time.perf_counter()
+            await asyncio.sleep(num_swaps * between_s)
+            quiet_until = time.perf_counter()
             for version in range(2, 2 + num_swaps):
                 await asyncio.sleep(between_s / 2)
                 swaps.append(await swap(version))
                 await asyncio.sleep(between_s / 2)
-
-        task = asyncio.create_task(swapping())
-        busy = await load_of.span(num_swaps * between_s, until=task)
-        await task
         stats = await control.call("stats", COMMAND_TIMEOUT_S)
     finally:
         await server.stop()
     if stats["num_swaps"] != num_swaps + 1 or stats["problems"]:
         raise RuntimeError(f"{stats['num_swaps']} swaps, problems {stats['problems']}")
-    quiet_gaps = np.array([end - start for start, end in quiet])
-    touched = [end - start for start, end in busy if any(start < s_end and s_start < end for s_start, s_end in swaps)]
+    quiet_gaps = np.array([end - start for start, end in load_of.gaps if quiet_since <= start and end <= quiet_until])
+    touched = [
+        end - start for start, end in load_of.gaps if any(start < s_end and s_start < end for s_start, s_end in swaps)
+    ]
     p99 = float(np.percentile(quiet_gaps, 99))
     return {
         "gap_ratio": max(touched) / p99,
@@ -100,9 +100,10 @@ async def _run(settings: Settings) -> dict[str, float]:
 
 
 class Load:
-    """Streams that are replaced as they end.
+    """Streams that are replaced as they end, as long as the context lasts; it ends once the last ones have.
 
     Attributes:
+        gaps: between pieces, of all streams so far.
         finished, lost: requests that got all their tokens, and that did not.
     """
 
@@ -111,34 +112,32 @@ class Load:
         self._vocab_size = vocab_size
         self._batch = batch
         self._rng = np.random.default_rng(0)
+        self._ending = False
+        self.gaps: list[Gap] = []
         self.finished = 0
         self.lost = 0
 
-    async def span(self, seconds: float, until: asyncio.Task[None] | None = None) -> list[Gap]:
-        """Gaps of `seconds` of load, or of as long as `until` runs."""
-        gaps: list[Gap] = []
-        end = time.perf_counter() + seconds
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
+    async def __aenter__(self) -> None:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600))
+        self._clients = [asyncio.create_task(self._client()) for _ in range(self._batch)]
 
-            def running() -> bool:
-                return not until.done() if until is not None else time.perf_counter() < end
+    async def __aexit__(self, *_: object) -> None:
+        self._ending = True
+        await asyncio.gather(*self._clients)
+        await self._session.close()
 
-            async def client(number: int) -> None:
-                await asyncio.sleep(0.1 * number)
-                while running():
-                    await self._request(session, gaps)
+    async def _client(self) -> None:
+        while not self._ending:
+            await self._request()
 
-            await asyncio.gather(*(client(number) for number in range(self._batch)))
-        return gaps
-
-    async def _request(self, session: aiohttp.ClientSession, gaps: list[Gap]) -> None:
+    async def _request(self) -> None:
         (ids,) = random_prompts(self._rng, 1, 32, self._vocab_size)
         num_tokens = int(self._rng.integers(60, 120))
         last, whole = 0.0, False
         try:
-            async for arrived, count in self._server.stream(session, ids, num_tokens):
+            async for arrived, count in self._server.stream(self._session, ids, num_tokens):
                 if last:
-                    gaps.append((last, arrived))
+                    self.gaps.append((last, arrived))
                 last, whole = arrived, count == num_tokens
         except (aiohttp.ClientError, KeyError, ValueError):
             whole = False

@@ -13,9 +13,9 @@ class Phase:
 
 
 PHASES = (
-    Phase("1 code", "code", 0.42),
-    Phase("2 chat", "chat", 0.33),
-    Phase("3 code again", "code", 0.25),
+    Phase("1 code", "code", 0.36),
+    Phase("2 chat", "chat", 0.40),
+    Phase("3 code again", "code", 0.24),
 )
 """A narrow workload first, since a draft learns it fast; then a change; then the first again."""
 

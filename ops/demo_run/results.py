@@ -4,6 +4,8 @@ Each comparison is made of pairs: the same slice of prompts, the same greedy ans
 after the other. A ratio is the other side's total time over TIDE's total time of the pairs.
 """
 
+import math
+import statistics
 from dataclasses import dataclass, field
 
 from demo_run.load import SliceResult
@@ -40,12 +42,25 @@ class Results:
 
     def ratio(self, phase: str, mode: str) -> float | None:
         """Token rate of TIDE over that of `mode` on the same prompts, None without pairs."""
-        pairs = [(t, o) for t, o in self.paired(phase, mode) if not t.result.num_failed]
+        pairs = self._whole_pairs(phase, mode)
         if not pairs:
             return None
         tide = sum(t.result.num_tokens for t, _ in pairs) / sum(t.result.wall_s for t, _ in pairs)
         other = sum(o.result.num_tokens for _, o in pairs) / sum(o.result.wall_s for _, o in pairs)
         return tide / other
+
+    def ratio_error(self, phase: str, mode: str) -> float | None:
+        """Standard error of `ratio`, from how much the pairs differ; None below three pairs."""
+        logs = [
+            math.log((t.result.num_tokens / t.result.wall_s) / (o.result.num_tokens / o.result.wall_s))
+            for t, o in self._whole_pairs(phase, mode)
+        ]
+        if len(logs) < 3:
+            return None
+        return statistics.stdev(logs) / math.sqrt(len(logs)) * (self.ratio(phase, mode) or 1.0)
+
+    def _whole_pairs(self, phase: str, mode: str) -> list[tuple[Measured, Measured]]:
+        return [(t, o) for t, o in self.paired(phase, mode) if not t.result.num_failed]
 
     def rate(self, phase: str, mode: str) -> float | None:
         """Tokens a second over all slices of one phase and mode."""
@@ -85,6 +100,7 @@ class Results:
             figures[f"{mode}_tokens_per_s"] = self.rate(phase, mode)
             figures[f"{mode}_accept_length"] = self.accept_length(phase, mode)
         figures["tide_accept_length_end"] = self.accept_length(phase, "tide", last=3)
-        figures["tide_over_plain"] = self.ratio(phase, "plain")
-        figures["tide_over_frozen"] = self.ratio(phase, "frozen")
+        for mode in ("plain", "frozen"):
+            figures[f"tide_over_{mode}"] = self.ratio(phase, mode)
+            figures[f"tide_over_{mode}_error"] = self.ratio_error(phase, mode)
         return figures

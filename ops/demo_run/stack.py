@@ -75,7 +75,7 @@ def role_config(
             "heldout_max_requests": 24,
             "shadow_interval_s": 10.0,
             # It shares two cores with the server here; on a machine of its own it need not stand back.
-            "nice": 19,
+            "only_idle": True,
             "report_interval_s": 1.0,
         }
     else:

@@ -24,10 +24,15 @@ def print_table(console: Console, results: Results, phases: list[str]) -> None:
             phase,
             *cells,
             f"({_number(results.accept_length(phase, 'tide', last=3))})",
-            _number(results.ratio(phase, "plain")),
-            _number(results.ratio(phase, "frozen")),
+            _with_error(results.ratio(phase, "plain"), results.ratio_error(phase, "plain")),
+            _with_error(results.ratio(phase, "frozen"), results.ratio_error(phase, "frozen")),
         )
     console.print(table)
+    console.print("± is one standard error: how far pairs of measurements on this machine lie apart.")
+
+
+def _with_error(ratio: float | None, error: float | None) -> str:
+    return _number(ratio) if error is None else f"{_number(ratio)} ±{error:.2f}"
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,7 @@ decision, so it is named and left alone. A user without the right to create or c
 verify: STREAM.INFO and CONSUMER.INFO are enough when all is as it should be.
 """
 
+import asyncio
 from typing import Any
 
 from tide_daemon.bus.connection import Connection
@@ -14,6 +15,8 @@ from tide_daemon.errors import BusError, BusSetupError
 _NANO = 1_000_000_000
 _PERSIST_MODE_SINCE = (2, 12)
 _STREAM_LIMITS = {"max_bytes", "max_age", "max_msgs_per_subject", "duplicate_window"}
+_NO_SPACE = "insufficient storage"
+_PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 _CONSUMER_LIMITS = {"ack_wait", "max_ack_pending", "max_deliver"}
 
 
@@ -28,7 +31,7 @@ async def ensure(connection: Connection, topology: Topology) -> list[str]:
     problems: list[str] = []
     for stream in topology.streams:
         wanted = stream_config(stream, _supports_persist_mode(connection))
-        await _ensure_one(connection, f"stream {stream.name}", _StreamApi(stream.name), wanted, changes, problems)
+        await _ensure_stream(connection, stream.name, wanted, changes, problems)
     for consumer in topology.consumers:
         api = _ConsumerApi(consumer.stream, consumer.name)
         if not problems:
@@ -96,6 +99,21 @@ class _ConsumerApi:
 
     def body(self, config: dict[str, Any]) -> dict[str, Any]:
         return {"stream_name": self._stream, "config": config}
+
+
+async def _ensure_stream(
+    connection: Connection, name: str, wanted: dict[str, Any], changes: list[str], problems: list[str]
+) -> None:
+    """Daemons that start together may create a stream at the same moment. The server then reserves its bytes
+    once for each, and may refuse one of them for want of space; a moment later the stream is there."""
+    refused: list[str] = []
+    for pause_s in (*_PAUSES_S, 0.0):
+        refused = []
+        await _ensure_one(connection, f"stream {name}", _StreamApi(name), wanted, changes, refused)
+        if not any(_NO_SPACE in line for line in refused):
+            break
+        await asyncio.sleep(pause_s)
+    problems += refused
 
 
 async def _ensure_one(

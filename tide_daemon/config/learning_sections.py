@@ -17,6 +17,11 @@ class TrainerConfig:
     device: str = setting("auto", "Where the draft is trained.", choices=("auto", "cpu", "cuda"))
     threads: int = setting(1, "Threads of the training process on a CPU.", unit="threads", minimum=1, maximum=1024)
     nice: int = setting(10, "Added to the training process's niceness.", minimum=0, maximum=19)
+    only_idle: bool = setting(
+        False,
+        "Train only on processors that nothing else wants (SCHED_IDLE): for a trainer beside a server. "
+        "Stronger than nice.",
+    )
     store_max_bytes: int = setting(
         2 * GIB, "Size of the sample store; the oldest samples go first.", unit="bytes", minimum=16 * MIB
     )

@@ -5,14 +5,15 @@ parallel, D0 seconds of one draft step. TIDE eq. 5:
 
     c(b) = D0 / T(b)      beta(b) = T(b * (g + 1)) / T(b)      speedup = E[l] / (c(b) * g + beta(b))
 
-which is (tokens/s with g) / (tokens/s plain) when a step costs T(b * (g + 1)) + g * D0.
+which is (tokens/s with g) / (tokens/s plain) when a step costs T(b * (g + 1)) + g * D0. A real step
+also has a part O that is neither's (scheduling, results): it is what a plain step takes beyond T.
 
-Where (b, g) was measured, its own median is used. Elsewhere the same formula with T interpolated:
-every measured cell gives one point of T (n = b for plain; n = b * (g + 1) and the target's share of
-the step for speculation); the points are made monotone by a running maximum and joined by lines.
-Below the smallest n, T is flat; above the largest it goes on with the overall slope. D0 is the
-draft's part of the measured cell whose b is nearest. Before anything speculated, D0 and the slope
-come from the settings' priors.
+Where (b, g) was measured, its own median is used. Elsewhere T(b * (g + 1)) + g * D0 + O with T interpolated:
+every measured cell gives one point of T (n = b * (g + 1), the target's share of the step);
+the points are made monotone by a running maximum and joined by lines.
+Below the smallest n, T is flat; above the largest it goes on with the overall slope. D0 is what is neither
+T nor O in the measured cell whose b is nearest, O that of the plain cell whose b is nearest. Before anything
+speculated, D0 and the slope come from the settings' priors.
 
 A machine gets slower and faster as a whole (neighbours, clock rates, longer contexts), and only one
 cell is measured at a time, so comparing a fresh cell with an old one would mislead. Each observation
@@ -75,6 +76,7 @@ class CostModel:
         self._factor_at = 0.0
         self._curve: list[tuple[float, float]] | None = None
         self._draft_s: dict[int, float] = {}
+        self._rest_s: dict[int, float] = {}
 
     def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
         """Take in the timings of one report; steps without a usable time are left out."""
@@ -88,6 +90,7 @@ class CostModel:
                 del self._cells[key]
         self._curve = None
         self._draft_s.clear()
+        self._rest_s.clear()
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
         """When this cell was last seen, None if never."""
@@ -98,11 +101,11 @@ class CostModel:
         """Seconds of one step, measured or from the formula; None while no plain or target time is known."""
         cell = self._cells.get((batch_size, num_steps))
         if cell is not None:
-            return math.exp(cell.log_s + self._factor)
+            return self._seconds((batch_size, num_steps))
         target = self.target_s(batch_size * (num_steps + 1))
         if target is None:
             return None
-        return target + num_steps * self.draft_s(batch_size)
+        return target + num_steps * self.draft_s(batch_size) + self.rest_s(batch_size)
 
     def ratios(self, batch_size: int, accept_lengths: Sequence[float]) -> dict[int, float]:
         """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
@@ -139,17 +142,34 @@ class CostModel:
             known = self._draft_s[batch_size] = self._find_draft_s(batch_size)
         return known
 
+    def rest_s(self, batch_size: int) -> float:
+        """O at this batch size: seconds of a step that neither target nor draft takes; looked up as D0 is."""
+        known = self._rest_s.get(batch_size)
+        if known is None:
+            known = self._rest_s[batch_size] = self._find_rest_s(batch_size)
+        return known
+
     def _find_draft_s(self, batch_size: int) -> float:
         spec = [key for key in self._cells if key[1] > 0]
         if not spec:
             return self._prior_draft_cost * (self.target_s(1) or 0.0)
         nearest = min(spec, key=lambda key: (abs(math.log(key[0] / batch_size)), key))
-        cell = self._cells[nearest]
-        return (1.0 - cell.target_share) * math.exp(cell.log_s + self._factor) / nearest[1]
+        beyond_target = (1.0 - self._cells[nearest].target_share) * self._seconds(nearest)
+        return max(0.0, beyond_target - self.rest_s(nearest[0])) / nearest[1]
+
+    def _find_rest_s(self, batch_size: int) -> float:
+        plain = [key for key in self._cells if key[1] == 0]
+        if not plain:
+            return 0.0
+        nearest = min(plain, key=lambda key: (abs(math.log(key[0] / batch_size)), key))
+        return (1.0 - self._cells[nearest].target_share) * self._seconds(nearest)
+
+    def _seconds(self, key: tuple[int, int]) -> float:
+        return math.exp(self._cells[key].log_s + self._factor)
 
     def _observe_cell(self, at: float, step: StepCount) -> None:
         seen = math.log(step.median_step_s)
-        share = min(1.0, max(_MIN_TARGET_SHARE, step.target_s / step.step_s)) if step.num_steps > 0 else 1.0
+        share = min(1.0, max(_MIN_TARGET_SHARE, step.target_s / step.step_s))
         noise = max(_STEP_NOISE / step.num_verifies, _NOISE_FLOOR)
         key = (step.batch_size, step.num_steps)
         cell = self._cells.get(key)

@@ -181,7 +181,7 @@ class TrainerRole:
         spec = self._specs.spec
         assert spec is not None
         await self._runner.run(number, self._wanted, spec)
-        self._ingest.cursor = self._runner.cursor()
+        await self._ingest.count_from(self._runner.cursor())
 
     def _shadow_is_due(self) -> bool:
         interval_s = self._settings.shadow_interval_s
@@ -194,7 +194,7 @@ class TrainerRole:
     async def _report(self) -> None:
         """Tell the controller; a report that cannot be sent is followed by a newer one."""
         while True:
-            self._ingest.cursor = self._runner.cursor()
+            await self._ingest.count_from(self._runner.cursor())
             self._sequence += 1
             report = self._make_report(time.time())
             model = self._settings.model

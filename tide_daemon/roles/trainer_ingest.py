@@ -76,8 +76,7 @@ class Ingest:
         self.refused: Counter[str] = Counter()
         self.problem = ""
         self.stats = StoreStats()
-        # Tokens of requests finished after this are new; the role moves it when a round begins.
-        self.cursor = 0
+        self._cursor = 0
         # Requests finished after this are counted by themselves; the role sets it when it waits for some.
         self.mark: int | None = None
 
@@ -184,6 +183,15 @@ class Ingest:
         self._store.append([item for item in checked if not isinstance(item, str)])
         return checked
 
+    async def count_from(self, cursor: int) -> None:
+        """Tokens of requests finished after this store sequence are new; the role moves it when a round begins.
+
+        They are counted anew at once: tokens that a round has used already must not ask for another one.
+        """
+        if cursor != self._cursor:
+            self._cursor = cursor
+            await self._refresh()
+
     async def _refresh(self) -> None:
         """Apply the limits and bring the statistics up to date."""
         try:
@@ -200,13 +208,13 @@ class Ingest:
             num_requests=len(requests),
             num_tokens=self._store.index.num_response,
             num_heldout=len(held),
-            new_tokens=new_tokens(requests, self._settings, self.cursor),
+            new_tokens=new_tokens(requests, self._settings, self._cursor),
             num_bytes=self._store.num_bytes,
             last_sequence=self._store.last_sequence,
             newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
             mark=mark,
             num_since_mark=0 if mark is None else num_finished_after(requests, mark),
-            workloads=tuple(by_workload(requests, self._settings, self.cursor)),
+            workloads=tuple(by_workload(requests, self._settings, self._cursor)),
         )
 
     async def delete(self, request_id: str) -> int:

@@ -14,7 +14,7 @@ from tide_daemon.trainer.selection import Item
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.wire.records import TargetSpec
 
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 16 << 20
 _SCORE_ROWS = 4096
 _SCORE_CONTEXT_ROWS = 2048
 

@@ -53,7 +53,8 @@ def from_maps(values: Iterable[dict[str, Any]]) -> list[HeldOutScore]:
                 **value,
                 "tokens": tuple(value["tokens"]),
                 "by_position": tuple(
-                    HeldOutBucket(**{**bucket, "tokens": tuple(bucket["tokens"])}) for bucket in value.get("by_position", ())
+                    HeldOutBucket(**{**bucket, "tokens": tuple(bucket["tokens"])})
+                    for bucket in value.get("by_position", ())
                 ),
             }
         )

@@ -20,6 +20,7 @@ class TrainerSettings:
         device: "cpu", "cuda" or "auto".
         threads: torch threads of the worker.
         nice: added to the worker's nice value.
+        only_idle: run on processors that nothing else wants.
 
         store_max_bytes, store_max_age_s, segment_bytes: bounds of the sample store, see store.StoreLimits.
         fetch_max_bytes, fetch_max_messages: at most this much per pull, and so in memory at once.
@@ -58,6 +59,7 @@ class TrainerSettings:
     device: str = "auto"
     threads: int = 1
     nice: int = 10
+    only_idle: bool = False
 
     store_max_bytes: int = 2 << 30
     store_max_age_s: float = 7 * 86_400.0

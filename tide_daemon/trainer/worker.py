@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from tide_daemon.errors import TideError
 from tide_daemon.trainer.pipe import Message, pack, read_blocking
-from tide_daemon.trainer.settings import from_map, target_dir
+from tide_daemon.trainer.settings import TrainerSettings, from_map, target_dir
 
 Command = tuple[Message, threading.Event]
 
@@ -50,6 +50,18 @@ def read_commands(source: BinaryIO, commands: "queue.SimpleQueue[Command | None]
     commands.put(None)
 
 
+def stand_back(settings: TrainerSettings) -> None:
+    """Take the priority that is configured; threads started later inherit it.
+
+    A niced process still counts as a busy one where the kernel places what wakes up, so beside it a server's
+    processes queue behind each other; a processor that only SCHED_IDLE work runs on counts as free
+    (kernel/sched/fair.c, sched_idle_cpu).
+    """
+    os.nice(settings.nice)
+    if settings.only_idle and hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def main() -> int:
     """Serve commands until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,8 +81,8 @@ def main() -> int:
     if first is None:
         return 0
     settings = from_map(first[0]["settings"])
-    os.nice(settings.nice)
-    # After nice, so that the import of torch is polite already.
+    stand_back(settings)
+    # Only now, so that the import of torch is polite already.
     from tide_daemon.trainer.jobs import Jobs, StoppedError
 
     try:

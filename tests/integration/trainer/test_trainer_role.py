@@ -40,7 +40,10 @@ async def test_day_0_then_a_round_on_top(bus: MemoryBus, target: Path, tmp_path:
         report = await around.report()
         assert (report.round, report.serving_version) == (2, 1)
         assert [(item.workload, item.num_requests) for item in report.workloads] == [("code", 80)]
-        return True if report.state == "waiting" and report.shadow else None
+        if report.state != "waiting" or not report.shadow:
+            return None
+        assert report.new_tokens == 0, "what a round has used asks for no other one, though nothing came since"
+        return True
 
     await eventually(waiting, 10)
     await trainer.stop()

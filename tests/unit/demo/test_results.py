@@ -1,5 +1,6 @@
 import pytest
 from demo_run.load import SliceResult
+from demo_run.phase_run import order_of
 from demo_run.results import Measured, Results
 
 
@@ -43,3 +44,22 @@ def test_nothing_measured_is_none(results: Results) -> None:
     assert results.ratio("b", "plain") is None
     assert results.rate("b", "frozen") is None
     assert results.to_map(["b"])["phases"]["b"]["tide_over_plain"] is None
+
+
+def test_the_error_is_how_far_the_pairs_lie_apart(results: Results) -> None:
+    """None for two pairs; 0 when all pairs say the same; by hand for ratios 2, 1 and 1/2."""
+    assert results.ratio_error("a", "plain") is None
+    for group, seconds in ((1, 1.0), (2, 2.0), (3, 4.0)):
+        results.slices += [measured("c", group, "tide", 100, seconds), measured("c", group, "plain", 100, 2.0)]
+        results.slices += [measured("d", group, "tide", 100, seconds), measured("d", group, "plain", 100, seconds)]
+    assert results.ratio_error("d", "plain") == 0.0
+    ratio = 6.0 / 7.0
+    assert results.ratio_error("c", "plain") == pytest.approx(ratio * 0.6931 / 3**0.5, rel=1e-3)
+
+
+def test_every_slice_is_compared_with_plain_and_each_side_is_first_as_often() -> None:
+    orders = [order_of(group, ["plain", "frozen"]) for group in range(8)]
+    assert all(order.index("tide") + order.index("plain") >= 1 for order in orders)
+    assert [order[0] for order in orders] == ["tide", "tide", "frozen", "plain"] * 2
+    assert ["frozen" in order for order in orders] == [True, False] * 4
+    assert order_of(0, []) == ["tide"], "nothing to compare with"

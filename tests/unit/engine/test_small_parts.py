@@ -14,7 +14,7 @@ from tide_daemon.engine.sglang.settings import PluginSettings, read_settings, wr
 from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, command, prepare
 from tide_daemon.engine.sglang.steps import Steps
 from tide_daemon.engine.sglang.target import default_aux_layers, target_spec
-from tide_daemon.engine.sglang.timing import StepTimes
+from tide_daemon.engine.sglang.timing import Step, StepRecorder, StepTimes
 from tide_daemon.engine.sglang.topk import TopLogprobs
 from tide_daemon.errors import ConfigError, EngineError
 
@@ -64,6 +64,56 @@ def test_step_times_are_bounded() -> None:
     for batch in range(5000):
         times.add(batch, 0, [0], 0.1, 0.1)
     assert len(times.snapshot()) == 4096
+
+
+class Clock:
+    """Marks are the seconds that the test says; a mark is passed once `passed` is there."""
+
+    def __init__(self) -> None:
+        self.now, self.passed = 0.0, 1e9
+
+    def mark(self) -> float:
+        return self.now
+
+    def elapsed(self, start: float, stop: float) -> float | None:
+        return stop - start if stop <= self.passed else None
+
+
+def test_a_step_lasts_until_the_next_begins() -> None:
+    """What comes after the launch (results, catching up) is part of it; what the engine waits for is not."""
+    times, clock = StepTimes(), Clock()
+    recorder = StepRecorder(times, clock)
+    first, second = Step(2, 0.2, 0.5), Step(2, 1.1, 1.2)
+    recorder.launched(first, recorder.begin())
+    recorder.processed(first, 1, [1])
+    assert times.snapshot() == [], "its end is not known yet"
+    clock.now = 1.0
+    recorder.launched(second, recorder.begin())
+    recorder.processed(second, 1, [2])
+    clock.now = 1.5
+    recorder.idle()
+    clock.now = 100.0
+    recorder.idle()
+    recorder.begin()
+    (row,) = parse_steps(times.snapshot())
+    assert (row.num_verifies, row.num_tokens) == (2, 5)
+    assert (row.step_s, row.target_s) == (pytest.approx(1.5), pytest.approx(0.4))
+
+
+def test_results_that_come_one_step_later_belong_to_their_own_step() -> None:
+    """With overlap scheduling a step's results come after the next one was launched, and marks are passed later."""
+    times, clock = StepTimes(), Clock()
+    recorder = StepRecorder(times, clock)
+    first, second = Step(1, 0.0, 0.5), Step(3, 1.0, 1.5)
+    recorder.launched(first, recorder.begin())
+    clock.now, clock.passed = 1.0, 0.9
+    recorder.launched(second, recorder.begin())
+    recorder.processed(first, 1, [1])
+    assert times.snapshot() == [], "the device has not passed its end"
+    clock.now = clock.passed = 3.0
+    recorder.begin()
+    (row,) = parse_steps(times.snapshot())
+    assert (row.num_steps, row.step_s) == (1, pytest.approx(1.0))
 
 
 def test_merge_sums_ranks() -> None:

@@ -45,6 +45,15 @@ def test_unmeasured_cells_follow_the_formula() -> None:
     assert cost.step_s(2, 2) == pytest.approx(0.059 + 2 * 0.004, rel=1e-3)
 
 
+def test_what_neither_target_nor_draft_takes_is_counted_once() -> None:
+    """Scheduling and results take 10 ms of each step; an unmeasured cell has them too, and D0 does not hold them."""
+    cost = model()
+    cost.observe(1.0, (step(1, 0, 0.050, 0.040), step(4, 0, 0.070, 0.060), step(1, 3, 0.082, 0.060)))
+    assert cost.rest_s(1) == pytest.approx(0.010, rel=1e-3)
+    assert cost.draft_s(1) == pytest.approx(0.004, rel=1e-3)
+    assert cost.step_s(2, 1) == pytest.approx(0.060 + 0.004 + 0.010, rel=1e-2)
+
+
 def test_target_time_never_falls_with_more_tokens() -> None:
     """A noisy small cell does not make larger ones look cheap."""
     cost = model()

@@ -70,11 +70,11 @@ def _forward(original: Callable[..., Any], worker: Any, batch: Any, *args: Any, 
     if runtime is None:
         return original(worker, batch, *args, **kwargs)
     with runtime.step_lock:
+        start = _guarded("timing", Runtime.begin_step)
         _guarded("swap", Runtime.before_batch, batch)
         _guarded("draft_kv", Runtime.fill_draft_kv, worker, batch)
-        start = _guarded("timing", Runtime.mark)
         result = original(worker, batch, *args, **kwargs)
-        _guarded("timing", Runtime.after_batch, batch, result, start)
+        _guarded("timing", Runtime.after_batch, result, start)
     return result
 
 
@@ -112,6 +112,7 @@ def _processed(
 
 
 def _idle(original: Callable[..., Any], scheduler: Any) -> Any:
+    _guarded("timing", Runtime.end_step)
     _guarded("capture", Runtime.on_idle)
     return original(scheduler)
 

@@ -23,7 +23,7 @@ from tide_daemon.engine.sglang.staged import Staged
 from tide_daemon.engine.sglang.steps import Steps
 from tide_daemon.engine.sglang.swap import Swapper
 from tide_daemon.engine.sglang.tap import Tap
-from tide_daemon.engine.sglang.timing import StepTimes
+from tide_daemon.engine.sglang.timing import Step, StepRecorder, StepTimes
 from tide_daemon.errors import EngineError, TideError
 from tide_daemon.wire.records import NO_DRAFT
 
@@ -56,6 +56,7 @@ class Runtime:
         self.steps = Steps((0,))
         self.times = StepTimes()
         self.device = gpu.Device()
+        self.recorder = StepRecorder(self.times, self.device.clock)
         self._off: set[str] = set(FEATURES)
         self._no_draft = False  # 0 steps for good, and nothing of the draft is run
         self._defers = False  # at 0 steps the draft's KV is filled later
@@ -83,6 +84,7 @@ class Runtime:
     def _start_parts(self, facts: checks.Facts) -> None:
         """Each part on its own: what one cannot do must not keep the others off."""
         self.device = gpu.device_for(facts.device, self.scheduler)
+        self.recorder = StepRecorder(self.times, self.device.clock)
         self._off -= {"timing", "draft_kv"}
         if facts.tp_rank == 0:
             try:
@@ -215,36 +217,38 @@ class Runtime:
         return 0 if batch is None or batch.is_empty() else len(batch.reqs)
 
     def mark(self) -> Any:
-        """A point in time for `after_verify` and `after_batch`."""
+        """A point in time for `after_verify`."""
         return self.device.clock.mark()
+
+    def begin_step(self) -> Any:
+        """A batch begins; the decode step before it is over. Returns the mark for `after_batch`."""
+        return self.recorder.begin()
+
+    def end_step(self) -> None:
+        """The engine has nothing to run; the decode step before is over."""
+        self.recorder.idle()
 
     def after_verify(self, worker: Any, result: Any, start: Any) -> None:
         """Remember the target's time, and the number of steps while the worker still knows it."""
-        setattr(result, TIMES, [worker.speculative_num_steps, start, self.device.clock.mark(), None, None])
+        setattr(result, TIMES, Step(worker.speculative_num_steps, start, self.device.clock.mark()))
 
-    def after_batch(self, batch: Any, result: Any, start: Any) -> None:
-        """Remember the whole step's time."""
-        times = getattr(result, TIMES, None)
-        if times is not None:
-            times[3:] = start, self.device.clock.mark()
+    def after_batch(self, result: Any, start: Any) -> None:
+        """A batch was launched: if it was a decode step, it is under way."""
+        step = getattr(result, TIMES, None)
+        if step is not None:
+            self.recorder.launched(step, start)
 
     def lengths(self, batch: Any) -> list[int]:
         """Generated tokens of each request before the batch's result is processed."""
         return [len(req.output_ids) for req in batch.reqs]
 
     def count_step(self, batch: Any, result: Any) -> None:
-        """Count a processed verification."""
-        times = getattr(result, TIMES, None)
-        correct = result.num_correct_drafts_per_req_cpu
-        if times is None or correct is None or times[4] is None:
+        """A step's results are known. Steps with a cold request say nothing of the draft."""
+        step, correct = getattr(result, TIMES, None), result.num_correct_drafts_per_req_cpu
+        if step is None or correct is None or step.start is None:
             return
-        num_steps, target_start, target_stop, start, stop = times
-        if num_steps and cold.num_cold(batch.reqs):
-            return
-        clock = self.device.clock
-        step_s, target_s = clock.elapsed(start, stop), clock.elapsed(target_start, target_stop)
-        if step_s is not None and target_s is not None:
-            self.times.add(len(batch.reqs), num_steps, correct, step_s, target_s)
+        if not (step.num_steps and cold.num_cold(batch.reqs)):
+            self.recorder.processed(step, len(batch.reqs), correct)
 
     def commit_verify(self, batch: Any, result: Any, before: list[int] | None) -> None:
         """Write a verification's accepted rows."""

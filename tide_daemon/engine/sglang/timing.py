@@ -6,12 +6,16 @@ of these cumulative counts notices.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 _WINDOW = 64
 _MAX_KINDS = 4096
+_MAX_OPEN = 16
 
 
 class _Kind:
@@ -39,7 +43,7 @@ class StepTimes:
 
         Args:
             num_correct: accepted draft tokens of each request, the bonus token not included.
-            step_s: draft, verification and draft-extend, wall seconds.
+            step_s: from this step's beginning to the next one's, wall seconds.
             target_s: the verification's part.
         """
         kind = self._kinds.get((batch_size, num_steps))
@@ -78,3 +82,68 @@ class Stopwatch:
     def elapsed(self, start: float, stop: float) -> float | None:
         """Seconds between two marks; None when not known yet."""
         return stop - start
+
+
+@dataclass(slots=True)
+class Step:
+    """One decode step under way. Marks are the clock's; None until passed."""
+
+    num_steps: int
+    target_start: Any
+    target_stop: Any
+    start: Any = None
+    stop: Any = None
+    batch_size: int = 0
+    num_correct: Sequence[int] | None = None
+
+
+class StepRecorder:
+    """Follows decode steps from their beginning to the beginning of whatever comes next.
+
+    A step costs its clients everything until the next one can begin: draft, verification and
+    draft-extend, the draft's KV made up for, and the processing of its results (stop conditions, rows
+    captured, output sent), which grows with the tokens of a step. With overlap scheduling the
+    results come one step later; the difference between two beginnings holds there as well.
+    """
+
+    def __init__(self, times: StepTimes, clock: Any) -> None:
+        self._times = times
+        self._clock = clock
+        self._running: Step | None = None
+        self._counted: deque[Step] = deque(maxlen=_MAX_OPEN)
+
+    def idle(self) -> None:
+        """The engine has nothing to run: the step under way, if any, is over."""
+        if self._running is not None:
+            self.begin()
+
+    def begin(self) -> Any:
+        """A batch begins: the step under way is over. Returns the mark."""
+        mark = self._clock.mark()
+        if self._running is not None:
+            self._running.stop = mark
+            self._running = None
+        self._settle()
+        return mark
+
+    def launched(self, step: Step, start: Any) -> None:
+        """The engine began `step` at `start` and has launched it."""
+        step.start = start
+        self._running = step
+
+    def processed(self, step: Step, batch_size: int, num_correct: Sequence[int]) -> None:
+        """The results of `step` are known."""
+        step.batch_size, step.num_correct = batch_size, num_correct
+        self._counted.append(step)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count what has both its results and its end, oldest first."""
+        while self._counted and self._counted[0].stop is not None:
+            step = self._counted[0]
+            step_s = self._clock.elapsed(step.start, step.stop)
+            target_s = self._clock.elapsed(step.target_start, step.target_stop)
+            if step_s is None or target_s is None or step.num_correct is None:
+                return
+            self._times.add(step.batch_size, step.num_steps, step.num_correct, step_s, target_s)
+            self._counted.popleft()
