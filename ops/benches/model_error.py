@@ -12,15 +12,18 @@ It is made after each round and compared with the token rate of the drafted turn
 client sees it while all streams run (together.py): a step's gain, no prefill in it.
 
 error_bN_sG is |predicted / measured - 1|. `median_error_with_prefill` compares with whole turns instead, from sending
-to the last token: what the model leaves out. accept_bN_sG: tokens a step and request.
+to the last token: what the model leaves out. accept_bN_sG: tokens a step and request. With --keep, reports.jsonl has
+what the views were told.
 """
 
 import asyncio
 import itertools
+import json
 import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 
 import aiohttp
@@ -64,7 +67,7 @@ async def _run(settings: Settings) -> dict[str, float]:
     try:
         await swap_in(control, draft, 1, checkpoint.load(draft).digest)
         await control.call("set_capture", COMMAND_TIMEOUT_S, collect=False, sample_rate=0.0, max_rows=0)
-        grid = _Grid(server, control)
+        grid = _Grid(server, control, settings.work_dir / "reports.jsonl")
         for batch in BATCHES:
             await grid.round(prompts[:batch], batch, 0, WARM_UP_TOKENS, counts=False)
         waiting = itertools.cycle(prompts)
@@ -80,10 +83,10 @@ async def _run(settings: Settings) -> dict[str, float]:
 class _Grid:
     """Turns on one server, and what is known of each cell."""
 
-    def __init__(self, server: BenchServer, control: ControlClient) -> None:
+    def __init__(self, server: BenchServer, control: ControlClient, record: Path) -> None:
         self._server = server
         self._control = control
-        self._reports = _Reports(control)
+        self._reports = _Reports(control, record)
         self._running = {cell: Compared() for cell in CELLS}
         self._whole = {cell: Compared() for cell in CELLS}
 
@@ -138,15 +141,16 @@ class _Grid:
 
 
 class _Reports:
-    """Reports of what is new in the plug-in's counters, as a server node makes them.
+    """Reports of what is new in the plug-in's counters, as a server node makes them, also written to `record`.
 
     Attributes:
         left_out: the views that are told of them.
     """
 
-    def __init__(self, control: ControlClient) -> None:
+    def __init__(self, control: ControlClient, record: Path) -> None:
         self.left_out = LeftOut(CELLS, PolicySettings())
         self._control = control
+        self._record = record
         self._before: dict[Cell, StepStats] = {}
         self._sequence = 0
         self._at = time.time()
@@ -177,6 +181,8 @@ class _Reports:
             self._tokens[key] += step.num_tokens
             self._chains[key] += step.num_proposals
         self.left_out.report(report)
+        with self._record.open("a") as lines:
+            lines.write(json.dumps(asdict(report)) + "\n")
 
     def accept_lengths(self) -> dict[str, float]:
         """Tokens a step and request, by cell."""

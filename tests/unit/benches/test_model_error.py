@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,10 +62,10 @@ class MadeUpEngine:
             yield time.perf_counter(), done
 
 
-async def test_turns_of_a_round_have_each_number_of_steps() -> None:
+async def test_turns_of_a_round_have_each_number_of_steps(tmp_path: Path) -> None:
     """Which goes first moves on; every cell gets a prediction and a measurement."""
     engine = MadeUpEngine()
-    grid = model_error._Grid(engine, engine)  # type: ignore[arg-type]
+    grid = model_error._Grid(engine, engine, tmp_path / "reports")  # type: ignore[arg-type]
     for first, counts in ((0, False), (1, True)):
         for batch in BATCHES:
             await grid.round([[k] for k in range(batch)], batch, first, 41, counts=counts)
