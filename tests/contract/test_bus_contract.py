@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from tests.contract.conftest import ACK_WAIT_S, MAX_DELIVER, Broker
+from tide_daemon.bus.lease import is_held
 from tide_daemon.bus.port import Bus, Delivery, Puller, StoredMessage
 from tide_daemon.bus.topology import TRAINERS
 from tide_daemon.errors import (
@@ -520,6 +521,20 @@ class TestLease:
         """One lease a model."""
         assert await bus.lease("m1", "a", 5).acquire() is not None
         assert await bus.lease("m2", "b", 5).acquire() is not None
+
+    async def test_others_see_whether_somebody_holds_it(self, broker: Broker, bus: Bus) -> None:
+        """Nobody, somebody, given back, run out; looking at it takes nothing."""
+        reader = await broker.bus()
+        assert not await is_held(reader, "m", timeout_s=5)
+        lease = bus.lease("m", "a", 1)
+        assert await lease.acquire() is not None
+        assert await is_held(reader, "m", timeout_s=5)
+        await lease.release()
+        assert not await is_held(reader, "m", timeout_s=5)
+        assert await lease.acquire() is not None
+        async with asyncio.timeout(3):
+            while await is_held(reader, "m", timeout_s=5):  # noqa: ASYNC110  it is the broker that ends it
+                await asyncio.sleep(0.1)
 
     async def test_unreachable_broker_raises(self, broker: Broker, bus: Bus) -> None:
         """Nobody can tell who holds it: no token, no None."""

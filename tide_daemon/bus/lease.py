@@ -93,6 +93,11 @@ class CasLease:
         return self._hold.token
 
 
+async def is_held(bus: Bus, name: str, *, timeout_s: float) -> bool:
+    """Whether anybody holds the lease of that name now, without asking for it. Raises BusError when nobody can tell."""
+    return _owner(await bus.last(f"{LEASE_SUBJECT}.{name}", timeout_s=timeout_s)) is not None
+
+
 def _value(holder: str, instance: str, token: int | None) -> bytes:
     return json.dumps({"holder": holder, "instance": instance, "token": token}).encode()
 

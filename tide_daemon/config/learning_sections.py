@@ -151,6 +151,13 @@ class ControllerConfig:
     train_shift_tokens: int = setting(
         2_000, "The same after a shift of the workload.", unit="tokens", minimum=1, maximum=1 << 40
     )
+    train_late_s: float = setting(
+        1800.0,
+        "A trainer that is at one round for this no longer keeps the others from beginning one.",
+        unit="s",
+        minimum=1,
+        maximum=86400,
+    )
     gate_min_requests: int = setting(
         8, "Held-out requests that a verdict needs.", unit="requests", minimum=2, maximum=1 << 20
     )

@@ -9,6 +9,7 @@ steps.py         how many drafted tokens at each batch size
 probing.py       the bounded price of finding out
 collection.py    TIDE's Algorithm 1: collect hidden states or not
 rounds.py        when to train
+shadows.py       held-out scores of the serving draft, of all trainers together
 trainers.py      what each trainer said and was asked for
 gate.py          candidate against serving draft
 rollout.py       canary, rest, watch, roll back

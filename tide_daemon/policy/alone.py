@@ -2,9 +2,9 @@
 
 A steps table stays in force when nobody is there to change it, and traffic may leave it behind. So the
 node watches its own counters with the same code as the controller (node.py, steps.py), and when the
-controller has been away for `alone_after_s` it takes steps away where its own figures say that they
-lose: fewer of them, or plain decoding. It never adds any, probes nothing and changes no draft: that
-needs the fleet's view. When the controller is back, what it desires is in force again.
+controller has been away for `alone_after_s` (no broker, or nobody leads) it takes steps away where its
+own figures say that they lose: fewer of them, or plain decoding. It never adds any, probes nothing and
+changes no draft: that needs the fleet's view. When the controller is back, what it desires is in force again.
 """
 
 import math

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tide_daemon.policy.events import NO_DRAFT, ServerFound, StepsTable, TrainerFound, TrainerReported
 from tide_daemon.policy.rounds import TrainerView
+from tide_daemon.policy.settings import PolicySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,13 @@ class TrainerState:
 
     Attributes:
         failed_at: when it was first seen failed in the round it reports, None if it was not.
+        at_work_since: when it was asked for a round that it has not begun, or first seen in the one that it is in;
+            None while it waits for work.
     """
 
     report: TrainerReported | None = None
     failed_at: float | None = None
+    at_work_since: float | None = None
     generation: int = 0
     round: int = 0
     serving_version: int = NO_DRAFT
@@ -76,6 +80,18 @@ class TrainerState:
         elif self.failed_at is None or not same_round:
             self.failed_at = at
         self.report = report
+        view = self.view("")
+        if view is None or not view.is_at_work:
+            self.at_work_since = None
+        elif self.at_work_since is None or not same_round:
+            self.at_work_since = at
+
+    def is_late(self, at: float, settings: PolicySettings) -> bool:
+        """Whether it has taken so long to begin a round, or to end it, that others need not wait for it."""
+        if self.at_work_since is None or self.report is None:
+            return False
+        limit_s = settings.train_begin_s if self.round > self.report.round else settings.train_late_s
+        return at - self.at_work_since >= limit_s
 
     def view(self, name: str) -> TrainerView | None:
         """For rounds.py; None while it was never heard of."""

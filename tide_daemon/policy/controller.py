@@ -38,6 +38,7 @@ from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, Set
 from tide_daemon.policy.node import NodeState, OfflineScore
 from tide_daemon.policy.roster import Roster
 from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.policy.shadows import ShadowScores
 from tide_daemon.policy.speculation import Speculation
 from tide_daemon.policy.trainers import Trainers
 
@@ -57,19 +58,21 @@ class Controller:
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
         self.now = -math.inf
+        self.led_since = -math.inf
         self.fleet = FleetState()
         self.collection = CollectionState()
         self.nodes: dict[str, NodeState] = {}
         self.speculation: dict[str, Speculation] = {}
         self.asked: dict[str, Asked] = {}
         self.trainers = Trainers(settings)
+        self.shadows = ShadowScores(settings)
         self.pending: list[CandidatePublished] = []
         self._roster = Roster()
         self._offline: dict[int, OfflineScore] = {}
         self._assigned: FleetState | None = None
         self._rate: float | None = None
         self._trained_for: tuple[object, ...] = ()
-        self._kept: FleetState | None = None
+        self._kept: tuple[FleetState, bool, bool] | None = None
         self._kept_at = -math.inf
         self._moved: tuple[str, dict[str, float]] = (_COPY_DUE, {})
 
@@ -123,7 +126,9 @@ class Controller:
     # What events change
 
     def _controller_started(self, event: ControllerStarted) -> None:
+        self.led_since = event.at
         self.fleet = event.fleet or FleetState()
+        self.collection = event.collection or CollectionState()
         newest = self.fleet.candidate_version or self.fleet.serving_version
         if newest != NO_DRAFT:
             self._score_offline(newest, self.fleet.offline_accept_length, self.fleet.offline_num_steps)
@@ -143,18 +148,27 @@ class Controller:
         self._roster.heard(event.node, self.now)
         self.speculation[event.node].account_for(counted)
         node.score_offline(self._offline.get(node.running_version))
+        self._compare_canary(node)
         drafted = [step for _, step in counted if step.num_steps > 0]
         proposals = sum(step.num_proposals for step in drafted)
         if event.running_version == self.fleet.serving_version and proposals >= self.settings.shift_min_proposals:
             accept_prob = sum(step.accepted_at[0] for step in drafted) / proposals
             self.collection = collection.measure(self.collection, accept_prob, self.settings)
 
+    def _compare_canary(self, node: NodeState) -> None:
+        """A canary that began under an earlier leader is compared with what that one saw of the draft before."""
+        fleet = self.fleet
+        if fleet.stage != rollout.CANARY or node.name != fleet.canary or self.led_since <= fleet.since:
+            return
+        if node.running_version == fleet.candidate_version and fleet.canary_accept_length > 0.0:
+            node.compare_with(fleet.canary_accept_length, fleet.canary_num_steps)
+
     def _trainer_reported(self, event: TrainerReported) -> None:
         self.trainers.take(event, self.now)
-        positions = sum(score.num_positions for score in event.shadow)
-        if positions >= self.settings.gate_min_positions and event.serving_version != NO_DRAFT:
-            accept_length = math.fsum(score.num_tokens for score in event.shadow) / positions
-            self._score_offline(event.serving_version, max(1.0, accept_length), self.fleet.offline_num_steps)
+        self.shadows.take(event, self.now)
+        accept_length = self.shadows.accept_length(event.serving_version, self.now)
+        if accept_length is not None:
+            self._score_offline(event.serving_version, accept_length, self.fleet.offline_num_steps)
 
     def _candidate_published(self, event: CandidatePublished) -> None:
         known = rollout.was_judged(self.fleet, event.version) or any(c.version == event.version for c in self.pending)
@@ -189,7 +203,10 @@ class Controller:
             instructions.append(Judged(candidate.version, verdict.verdict, cause, verdict.reason, verdict.numbers))
             if verdict.verdict == gate.PROMOTE:
                 self._score_offline(candidate.version, verdict.accept_length, candidate.num_steps)
-                self.fleet = rollout.begin(self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now)
+                before = self.nodes[canary].shown_now(self.now)
+                self.fleet = rollout.begin(
+                    self.fleet, candidate, verdict.accept_length, verdict.gain, canary, self.now, before
+                )
         return instructions
 
     def _pick_canary(self) -> str | None:
@@ -202,14 +219,15 @@ class Controller:
         """Advance a rollout by what this event can have changed of it."""
         if self.fleet.stage == rollout.STEADY:
             return
-        names = self._concerned(reporter, ticked)
+        led = rollout.reign(self.fleet, self.now, self.led_since, self.settings)
+        names = self._concerned(reporter, led, ticked=ticked)
         if names is None:
             return
         views = [
             node_view.view(self.nodes[name], self.is_alive(name), self.speculation[name].has_settled(self.now))
             for name in names
         ]
-        move = rollout.advance(self.fleet, views, self.now, self.settings)
+        move = rollout.advance(self.fleet, views, self.now, self.settings, self.led_since)
         if move is None:
             return
         before, self.fleet = self.fleet, move.fleet
@@ -226,22 +244,27 @@ class Controller:
             for name in self._roster.names():
                 self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
 
-    def _concerned(self, reporter: str, ticked: bool) -> list[str] | None:
+    def _concerned(self, reporter: str, led: rollout.Reign, *, ticked: bool) -> list[str] | None:
         """The nodes whose views decide about the stage after this event; None when nothing can have changed."""
-        own = [reporter] if reporter else []
         if self.fleet.stage == rollout.CANARY:
             canary = self.fleet.canary
             if canary not in self._roster:
                 return [canary] if canary in self.nodes else []
             return sorted(self.nodes) if ticked or reporter == canary else None
-        if self.fleet.stage == rollout.WATCH:
-            return own
-        if reporter:
+        if not reporter and not ticked:
+            return None
+        own = [reporter] if reporter else []
+        if self.fleet.stage == rollout.REST and reporter:
             self._roster.set_outstanding(reporter, node_view.is_outstanding(self.fleet, self.nodes[reporter]))
-        late = self.now - self.fleet.since >= self.settings.rollout_deadline_s
-        if late or not self._roster.outstanding:
+        if rollout.is_late(self.fleet, led, self.settings):
             return sorted(self.nodes)
-        return [*own, *(name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter)]
+        if self.fleet.stage == rollout.WATCH or not led.knows_all:
+            return own
+        waiting = [name for name in itertools.islice(self._roster.outstanding, 1) if name != reporter]
+        # One that runs it has to be among them, so nobody else's report can be the last that was waited for.
+        if waiting or (reporter and not node_view.runs_served(self.fleet, self.nodes[reporter])):
+            return [*own, *waiting]
+        return sorted(self.nodes)
 
     def _set_trainers(self, cause: str, *, of_trainers: bool) -> list[Instruction]:
         served = (self.fleet.serving_version, self.fleet.serving_digest)
@@ -309,10 +332,14 @@ class Controller:
         return table
 
     def _keep_fleet(self, cause: str) -> list[Instruction]:
-        """FleetMoved when the fleet's state changed, or when the newest copy in the journal is old."""
+        """FleetMoved when what the next leader needs changed, or when the newest copy in the journal is old.
+
+        The averages of Algorithm 1 change with every report; of them a copy that is not older will do.
+        """
+        wanted = (self.fleet, self.collection.wanted, self.collection.shifted)
         due = self.now - self._kept_at >= self.settings.keep_state_s
-        if not due and (self.fleet is self._kept or self.fleet == self._kept):
+        if not due and wanted == self._kept:
             return []
-        self._kept, self._kept_at = self.fleet, self.now
+        self._kept, self._kept_at = wanted, self.now
         (reason, numbers), self._moved = self._moved, (_COPY_DUE, {})
-        return [FleetMoved(self.fleet, cause, reason, numbers)]
+        return [FleetMoved(self.fleet, cause, reason, numbers, self.collection)]

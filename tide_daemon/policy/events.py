@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.plain import from_plain, to_plain
 
 NO_DRAFT = 0
@@ -166,12 +167,14 @@ class ControllerStarted:
     Attributes:
         settings: PolicySettings as a plain map, so that a journal can be replayed by itself.
         fleet: newest FleetState of the journal, None if there is none.
+        collection: Algorithm 1's memory as it stood with it, None if there is none.
     """
 
     at: float
     model: str
     settings: dict[str, float]
     fleet: "FleetState | None"
+    collection: CollectionState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,8 @@ class FleetState:
         last_gain: gain in accept length of the newest promoted draft, at the gate.
         judged: versions that the gate has answered, newest last.
         refused: versions that were rolled back and are not tried again, newest last.
+        canary_accept_length, canary_num_steps: what the canary accepted live before the candidate, on chains of what
+            length; 0.0 when that was not known.
         proven: the draft being rolled out or watched passed its canary on live figures.
         downs: (node, since when) of engines that went down while it was rolled out or watched.
     """
@@ -210,6 +215,8 @@ class FleetState:
     refused: tuple[int, ...] = ()
     proven: bool = False
     downs: tuple[tuple[str, float], ...] = ()
+    canary_accept_length: float = 0.0
+    canary_num_steps: int = 0
 
 
 Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound

@@ -7,6 +7,7 @@ they say why, and FleetMoved is what the next leader starts from.
 from dataclasses import dataclass
 from typing import Any
 
+from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import FleetState, StepsTable
 from tide_daemon.policy.plain import from_plain, to_plain
 
@@ -54,12 +55,17 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class FleetMoved:
-    """Which draft the fleet serves, or the stage of a rollout, changed; or a copy of it was due."""
+    """Which draft the fleet serves, or the stage of a rollout, changed; or a copy of it was due.
+
+    Attributes:
+        collection: Algorithm 1's memory at this moment, for the next leader.
+    """
 
     fleet: FleetState
     cause: str
     reason: str
     numbers: dict[str, float]
+    collection: CollectionState | None = None
 
 
 Instruction = SetServer | SetTrainer | Judged | FleetMoved

@@ -16,6 +16,8 @@ from tide_daemon.policy.steps import batch_edges, edge_of
 _BUSY_HALF_LIFE_S = 10.0
 _IDLE_BUSY_S = 0.01
 """Forgotten busy seconds below which a batch size counts as idle."""
+_BASELINE_MAX_AGE_S = 120.0
+"""What was seen of the draft before so long ago says nothing about today's traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class OfflineScore:
 
 
 class NodeState:
-    """One server node. Changed by `report` and `score_offline` only, both called by the controller.
+    """One server node. Changed by `report`, `score_offline` and `compare_with` only, all called by the controller.
 
     Attributes:
         running_since: when it first reported what it runs; running_since_busy_s the same by its busy clock.
@@ -108,6 +110,25 @@ class NodeState:
         if score is not None:
             self.offline_accept_length = score.accept_length
             self.acceptance.set_prior(score.accept_prob)
+
+    def compare_with(self, accept_length: float, num_steps: int) -> None:
+        """What the draft before accepted here, as an earlier leader saw it. What this one saw itself stands."""
+        if self.comparable is None:
+            self.baseline = Baseline(accept_length, num_steps, self.settings.min_proposals, self.running_since)
+
+    @property
+    def comparable(self) -> Baseline | None:
+        """Live figures of the draft before, if they are known well and were not too old when it was replaced."""
+        known = self.baseline
+        if known is None or known.evidence < self.settings.min_proposals:
+            return None
+        return known if self.running_since - known.at <= _BASELINE_MAX_AGE_S else None
+
+    def shown_now(self, at: float) -> tuple[float, int]:
+        """(live accept length, chain length) of the running draft, (0.0, 0) if not known well or too old at `at`."""
+        if not self.has_evidence or at - self.live_at > _BASELINE_MAX_AGE_S:
+            return 0.0, 0
+        return self.acceptance.accept_length(self.acceptance.num_steps), self.acceptance.num_steps
 
     @property
     def can_speculate(self) -> bool:

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from tide_daemon.policy.events import FleetState
 from tide_daemon.policy.node import NodeState
 
-_BASELINE_MAX_AGE_S = 120.0
-"""What was seen of the draft before so long ago says nothing about today's traffic."""
-
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
@@ -48,13 +45,8 @@ def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
         alive: heard of lately.
         settled: nothing is under way on it that would bring live evidence soon.
     """
-    known = node.baseline
-    num_steps = 1 if known is None else known.num_steps
-    comparable = (
-        known is not None
-        and known.evidence >= node.settings.min_proposals
-        and node.running_since - known.at <= _BASELINE_MAX_AGE_S
-    )
+    before = node.comparable
+    num_steps = 1 if before is None else before.num_steps
     return NodeView(
         name=node.name,
         alive=alive,
@@ -68,12 +60,20 @@ def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
         num_seen=node.trial.num_seen,
         live=node.trial.accept_length(num_steps),
         live_error=node.trial.standard_error(num_steps),
-        baseline=known.accept_length if known is not None and comparable else None,
+        baseline=None if before is None else before.accept_length,
         down_since=node.down_since,
     )
 
 
 def is_outstanding(fleet: FleetState, node: NodeState) -> bool:
     """Whether the stage "rest" waits for this node, given that it is there."""
-    runs = (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)
-    return node.engine == "ready" and not runs
+    return node.engine == "ready" and not _holds_served(fleet, node)
+
+
+def runs_served(fleet: FleetState, node: NodeState) -> bool:
+    """Whether this node counts as one that runs what is served, given that it is there."""
+    return node.engine == "ready" and _holds_served(fleet, node)
+
+
+def _holds_served(fleet: FleetState, node: NodeState) -> bool:
+    return (node.running_version, node.running_digest) == (fleet.serving_version, fleet.serving_digest)

@@ -5,11 +5,15 @@
                            +----fail-------+-----fail------+--> steady with the draft served before
 
     canary   one node runs the candidate; every other node and the trainers keep the serving draft
-    rest     the candidate is the serving draft; every node that is there has to report it
+    rest     the candidate is the serving draft; every node that is there has to report it, one at least
     watch    live accept lengths are still compared; a new canary may begin meanwhile
 
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
 state is level-triggered, nothing is replayed to it. Pure: a function of FleetState and node views.
+
+A leader that takes over in the middle knows of no node until it reports. Whoever is there has reported
+within lost_after_s, the limit of contact loss; until then nobody is lost, nobody is the only one, and
+nothing passes because all were seen. The deadline for nodes that were seen counts from the takeover.
 
 What an engine that goes down says about a draft is in outages.py.
 
@@ -18,6 +22,7 @@ gone, or speculation is off because it does not pay): there is no second node to
 next round can start from the better draft.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,9 +47,20 @@ class Move:
 
 
 def begin(
-    fleet: FleetState, candidate: CandidatePublished, accept_length: float, gain: float, canary: str, at: float
+    fleet: FleetState,
+    candidate: CandidatePublished,
+    accept_length: float,
+    gain: float,
+    canary: str,
+    at: float,
+    before: tuple[float, int] = (0.0, 0),
 ) -> FleetState:
-    """The state when a promoted candidate goes to its canary. `accept_length` and `gain` are the gate's."""
+    """The state when a promoted candidate goes to its canary.
+
+    Args:
+        accept_length, gain: the gate's.
+        before: what the canary accepts live so far and on chains of what length, for a leader that did not see it.
+    """
     return replace(
         fleet,
         stage=CANARY,
@@ -55,6 +71,8 @@ def begin(
         offline_accept_length=accept_length,
         offline_num_steps=candidate.num_steps,
         last_gain=gain,
+        canary_accept_length=before[0],
+        canary_num_steps=before[1],
         proven=False,
         downs=(),
     )
@@ -78,18 +96,45 @@ def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
     return fleet.serving_version, fleet.serving_digest
 
 
-def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> Move | None:
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """How long this leader has led and seen, in seconds and at the time of `at`.
+
+    Attributes:
+        stage_s: since the stage began, whoever led.
+        seen_s: of the stage, since the takeover if that was later.
+        taken_over: the stage began under another leader.
+        knows_all: it has led for so long that whoever is there was heard of.
+    """
+
+    at: float
+    stage_s: float
+    seen_s: float
+    taken_over: bool
+    knows_all: bool
+
+
+def reign(fleet: FleetState, at: float, led_since: float, settings: PolicySettings) -> Reign:
+    """What a leader since `led_since` has seen of the stage."""
+    since = max(fleet.since, led_since)
+    return Reign(at, at - fleet.since, at - since, led_since > fleet.since, at - led_since >= settings.lost_after_s)
+
+
+def advance(
+    fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings, led_since: float = -math.inf
+) -> Move | None:
     """The next state of a rollout, None to wait.
 
     Args:
+        led_since: when this leader began to lead.
         nodes: in "canary" all of them, or the canary alone once it is lost; in "rest" those that may have failed and
-            one that is outstanding, all of them once none is or the deadline is over; in "watch" those that may have
-            failed. Any larger set gives the same answer.
+            one that is outstanding, all of them once none is or is_late; in "watch" those that may have failed or
+            shown enough, all of them once is_late. Any larger set gives the same answer.
     """
     check = _CHECKS.get(fleet.stage)
     if check is None:
         return None
-    outcome, reason, numbers = check(fleet, nodes, at, settings)
+    outcome, reason, numbers = check(fleet, nodes, reign(fleet, at, led_since, settings), settings)
     noted = outages.with_noted(fleet, nodes) if fleet.stage in (REST, WATCH) else None
     if outcome == _WAIT:
         return None if noted is None else Move(*noted)
@@ -99,27 +144,35 @@ def advance(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: P
     return Move(moved, reason, numbers)
 
 
+def is_late(fleet: FleetState, led: Reign, settings: PolicySettings) -> bool:
+    """Whether "rest" or "watch" is decided now whatever was seen."""
+    limit_s = settings.rollout_deadline_s + (settings.watch_s if fleet.stage == WATCH else 0.0)
+    return led.knows_all and led.seen_s >= limit_s
+
+
 _Outcome = tuple[str, str, dict[str, float]]
 _STILL: _Outcome = (_WAIT, "", {})
 
 
-def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
     view = next((node for node in nodes if node.name == fleet.canary), None)
     if view is None or not view.alive:
-        if at - fleet.since >= settings.rollout_deadline_s:
+        if led.knows_all and led.stage_s >= settings.rollout_deadline_s:
             return _FAIL, f"canary {fleet.canary} was lost", {}
         return _STILL
     if view.engine == "down":
         return _FAIL, f"the engine of canary {view.name} went down", {}
     if not _runs(view, fleet.candidate_version, fleet.candidate_digest):
-        return _late(view, fleet, at, settings)
+        return _late(view, led, settings)
     if (failed := _dropped(view, settings)) is not None:
         return failed
     if view.num_seen >= settings.watch_min_steps:
         reason = f"canary {view.name}: accept length {view.live:.2f} over {view.num_seen} chains"
         return _PASS, reason, _live_numbers(view)
-    running_s = at - view.running_since
+    running_s = led.at - view.running_since
     if not any(node.alive and node.name != view.name for node in nodes):
+        if not led.knows_all:
+            return _STILL
         if view.settled or running_s >= settings.rollout_deadline_s:
             return _PASS, f"{view.name} runs it and is the only node", _live_numbers(view)
         return _STILL
@@ -131,39 +184,48 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], at: float, setti
     return _STILL
 
 
-def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
-    waiting = False
+def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
+    waiting, num_running = False, 0
     if (against := outages.condemned(fleet, nodes, settings)) is not None:
         return _FAIL, *against
     for view in nodes:
         if not view.alive or view.engine != "ready":
             continue
         if not _runs(view, fleet.serving_version, fleet.serving_digest):
-            late = _late(view, fleet, at, settings)
+            late = _late(view, led, settings)
             if late[0] == _FAIL:
                 return late
             waiting = True
-        elif (failed := _dropped(view, settings)) is not None:
+            continue
+        if (failed := _dropped(view, settings)) is not None:
             return failed
-    if waiting:
+        num_running += 1
+    if waiting or not led.knows_all:
         return _STILL
-    alive = sum(view.alive for view in nodes)
-    return _PASS, f"{alive} node(s) run version {fleet.serving_version}", {"num_nodes": float(alive)}
+    if num_running == 0:
+        return _nobody(fleet, led) if is_late(fleet, led, settings) else _STILL
+    return _PASS, f"{num_running} node(s) run version {fleet.serving_version}", {"num_nodes": float(num_running)}
 
 
-def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], at: float, settings: PolicySettings) -> _Outcome:
+def _check_watch(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settings: PolicySettings) -> _Outcome:
     if (against := outages.condemned(fleet, nodes, settings)) is not None:
         return _FAIL, *against
-    for view in nodes:
-        if not view.alive:
-            continue
-        if _runs(view, fleet.serving_version, fleet.serving_digest):
-            failed = _dropped(view, settings)
-            if failed is not None:
-                return failed
-    if at - fleet.since >= settings.watch_s:
-        return _PASS, f"version {fleet.serving_version} held for {at - fleet.since:.0f} s", {}
-    return _STILL
+    running = [view for view in nodes if view.alive and _runs(view, fleet.serving_version, fleet.serving_digest)]
+    for view in running:
+        if (failed := _dropped(view, settings)) is not None:
+            return failed
+    if led.stage_s < settings.watch_s:
+        return _STILL
+    held = f"version {fleet.serving_version} held for {led.stage_s:.0f} s"
+    # A draft that showed nothing on its canary had nothing to show; another leader does not know that.
+    needed = settings.watch_min_steps if fleet.proven or led.taken_over else 0
+    if any(view.num_seen >= needed for view in running):
+        return _PASS, held, {}
+    if not is_late(fleet, led, settings):
+        return _STILL
+    if not running:
+        return _nobody(fleet, led)
+    return _PASS, f"{held} and showed nothing: no traffic, or it is not speculated with", {}
 
 
 def _to_rest(fleet: FleetState, at: float) -> FleetState:
@@ -228,10 +290,16 @@ def _runs(view: NodeView, version: int, digest: str) -> bool:
     return view.running_version == version and view.running_digest == digest
 
 
-def _late(view: NodeView, fleet: FleetState, at: float, settings: PolicySettings) -> _Outcome:
-    if at - fleet.since < settings.rollout_deadline_s:
+def _late(view: NodeView, led: Reign, settings: PolicySettings) -> _Outcome:
+    # What was decided may have reached the node with the takeover only.
+    if led.seen_s < settings.rollout_deadline_s:
         return _STILL
-    return _FAIL, f"{view.name} still runs version {view.running_version} after {at - fleet.since:.0f} s", {}
+    return _FAIL, f"{view.name} still runs version {view.running_version} after {led.seen_s:.0f} s", {}
+
+
+def _nobody(fleet: FleetState, led: Reign) -> _Outcome:
+    # It may be the draft that silenced them; and when unsure, roll back.
+    return _FAIL, f"no node was seen to run version {fleet.serving_version} in {led.seen_s:.0f} s", {}
 
 
 def _dropped(view: NodeView, settings: PolicySettings) -> _Outcome | None:

@@ -27,6 +27,11 @@ class TrainerView:
     new_tokens: int
     failed_at: float | None
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is in a round, or was asked for one that it has not begun."""
+        return self.state in _BUSY or self.desired_round > self.round
+
 
 @dataclass(frozen=True, slots=True)
 class RoundWanted:
@@ -43,10 +48,11 @@ def next_round(
     """The round to begin now, None to wait.
 
     One round at a time: a second one would start from the same draft, and the gate could take only
-    one of the two. Among idle trainers the one with most new tokens, then the first by name.
+    one of the two. Among idle trainers the one with most new tokens, then the first by name. Trainers
+    that are lost, or late with what they were asked for, are left out by the caller: nobody waits for them.
     """
     views = sorted(trainers, key=lambda view: view.name)
-    if any(view.state in _BUSY or view.desired_round > view.round for view in views):
+    if any(view.is_at_work for view in views):
         return None
     idle = [view for view in views if view.failed_at is None or at - view.failed_at >= settings.train_retry_s]
     if not idle:

@@ -54,6 +54,8 @@ class PolicySettings:
         train_first_tokens: the same while there is no draft at all.
         train_shift_tokens: the same after a shift.
         train_retry_s: wait after a failed round.
+        train_begin_s: a trainer that has not begun what it was asked for within this no longer holds up the others.
+        train_late_s: the same for one that is in a round for so long.
 
         gate_min_requests, gate_min_positions: held-out requests and chain starts that a verdict needs.
         gate_min_gain: least lower confidence bound of the gain in accept length.
@@ -68,7 +70,7 @@ class PolicySettings:
         rollout_deadline_s: a node that does not report the new draft within this counts as failed.
         canary_busy_s: busy seconds in which a canary must have shown live evidence (several nodes).
 
-        alone_after_s: a server node that has been out of the controller's reach for so long looks after its own steps.
+        alone_after_s: a server node that no leading controller has reached for so long looks after its own steps.
         lost_after_s: a node or trainer not heard of for so long is left out.
         keep_state_s: seconds between two copies of FleetState in the journal.
     """
@@ -117,6 +119,8 @@ class PolicySettings:
     train_first_tokens: int = 3_000
     train_shift_tokens: int = 2_000
     train_retry_s: float = 30.0
+    train_begin_s: float = 120.0
+    train_late_s: float = 1800.0
 
     gate_min_requests: int = 8
     gate_min_positions: int = 300
@@ -216,6 +220,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train_first_tokens": _COUNT,
     "train_shift_tokens": _COUNT,
     "train_retry_s": _SECONDS,
+    "train_begin_s": _SECONDS,
+    "train_late_s": _SECONDS,
     "gate_min_requests": (2, 1 << 20),
     "gate_min_positions": _COUNT,
     "gate_min_gain": (-1.0, 5.0),

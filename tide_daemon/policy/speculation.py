@@ -32,10 +32,14 @@ class Speculation:
         self._tried_version = NO_DRAFT
 
     def adopt(self, table: StepsTable, version: int, at: float) -> None:
-        """Start from the steps table that an earlier leader had set for `version`."""
+        """Start from the steps table that an earlier leader had set for `version`.
+
+        A table without steps does not tell a draft that lost from one that nobody has tried yet, so it will be tried:
+        the price is one probe, paid from the account.
+        """
         steps = read_table(table, self.node.edges)
         self.choices = {edge: Choice(min(steps[edge], self.settings.max_steps), at) for edge in self.node.edges}
-        self._tried_version = version
+        self._tried_version = version if table else NO_DRAFT
 
     def account_for(self, counted: tuple[tuple[int, StepCount], ...]) -> None:
         """Book one report's counters: what probing earned, measured and lost."""
@@ -54,7 +58,8 @@ class Speculation:
 
         Args:
             may_speculate: False when the node shall run no draft.
-            must_probe: try the running draft even if its held-out score promises nothing (a canary among several).
+            must_probe: try the running draft until it has shown the chains that a rollout compares, even if its
+                held-out score promises nothing (a canary among several).
         """
         if not may_speculate:
             self.probe = None
@@ -217,7 +222,9 @@ class Speculation:
             return None
         promised = offline[best_steps(offline)]
         risen = node.offline_accept_length >= _RISEN * schedule.failed_accept_length > 0.0
-        if schedule.new_draft and (must_probe or promised >= s.probe_min_ratio):
+        if must_probe and node.trial.num_seen < s.watch_min_steps:
+            reason = f"version {node.running_version} is on its canary"
+        elif schedule.new_draft and promised >= s.probe_min_ratio:
             reason = f"version {node.running_version} is new"
         elif risen and promised >= s.speculate_on:
             reason = "its held-out score rose"

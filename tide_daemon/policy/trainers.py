@@ -6,7 +6,7 @@ When a round pays is in rounds.py; this file keeps the state and turns answers i
 from tide_daemon.policy.asked import TrainerState
 from tide_daemon.policy.events import TrainerFound, TrainerReported
 from tide_daemon.policy.instructions import Instruction, SetTrainer
-from tide_daemon.policy.rounds import RoundWanted, next_round
+from tide_daemon.policy.rounds import RoundWanted, TrainerView, next_round
 from tide_daemon.policy.settings import PolicySettings
 
 
@@ -32,9 +32,7 @@ class Trainers:
 
     def next_round(self, at: float, serving_version: int, *, shifted: bool) -> RoundWanted | None:
         """The round to begin now, None to wait."""
-        views = [self.by_name[name].view(name) for name in sorted(self.by_name) if self.is_alive(name, at)]
-        known = [view for view in views if view is not None]
-        return next_round(known, at, serving_version, shifted, self._settings)
+        return next_round(self._views(at), at, serving_version, shifted, self._settings)
 
     def ask(self, at: float, served: tuple[int, str], wanted: RoundWanted | None, cause: str) -> list[Instruction]:
         """Tell each that is there which draft is served, and one of them to begin the round that is wanted."""
@@ -50,6 +48,7 @@ class Trainers:
             reason = f"version {served[0]} is served"
             if wanted is not None and begins:
                 trainer.round, reason = wanted.round, f"round {wanted.round}: {wanted.reason}"
+                trainer.at_work_since = at
             elif trainer.generation == 0:
                 trainer.round = report.round
             trainer.generation += 1
@@ -57,3 +56,9 @@ class Trainers:
             numbers = {"new_tokens": float(report.new_tokens)}
             instructions.append(SetTrainer(name, trainer.generation, trainer.round, *served, cause, reason, numbers))
         return instructions
+
+    def _views(self, at: float) -> list[TrainerView]:
+        """Those that rounds are planned with: heard of lately, and not late with the round they were asked for."""
+        there = [name for name in sorted(self.by_name) if self.is_alive(name, at)]
+        views = [self.by_name[name].view(name) for name in there if not self.by_name[name].is_late(at, self._settings)]
+        return [view for view in views if view is not None]

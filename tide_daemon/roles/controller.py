@@ -1,8 +1,8 @@
 """The controller role: a thin shell around policy/. Facts go in as events, instructions come out as records.
 
 One controller of a model leads, by a lease with a fencing token; the others wait. On taking over it
-begins with the newest FleetState of the journal, learns each node's desired state when it first hears
-of the node, and re-reads all manifests (the policy knows which it has judged).
+begins with the newest FleetState of the journal and what stands with it, learns each node's desired
+state when it first hears of the node, and re-reads all manifests (the policy knows which it has judged).
 
 For each event, in this order:
 
@@ -41,6 +41,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
 from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
+from tide_daemon.roles.leadership import lease_name
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import Decision, Record
 
@@ -94,7 +95,7 @@ class ControllerRole:
         self._ttl_s = lease_ttl_s
         self._tick_s = tick_s
         self._clock = clock or SystemClock()
-        self._lease: Lease = bus.lease(f"controller-{model}", name, lease_ttl_s)
+        self._lease: Lease = bus.lease(lease_name(model), name, lease_ttl_s)
         self._reign: _Reign | None = None
         self._token = 0
         self._num_decisions = 0
@@ -235,7 +236,8 @@ class ControllerRole:
             reign.sequence = last.sequence if last.fencing_token == writer.token else 0
         writer.journal_end = end.sequence
         settings = self._settings.to_map()
-        await self._decide(reign, ControllerStarted(self._clock.time(), self._model, settings, end.fleet))
+        started = ControllerStarted(self._clock.time(), self._model, settings, end.fleet, end.collection)
+        await self._decide(reign, started)
         for instruction in [] if end.unfinished is None else read_instructions(end.unfinished):
             record = desired_record(instruction, writer.token, self._clock.time())
             if record is not None:

@@ -7,6 +7,7 @@ import structlog
 
 from tide_daemon.bus.port import Bus, StoredMessage
 from tide_daemon.errors import WireError
+from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import FleetState
 from tide_daemon.policy.instructions import FleetMoved, Instruction, instruction_from_map
 from tide_daemon.wire import envelope, subjects
@@ -35,6 +36,7 @@ class JournalEnd:
     Attributes:
         sequence: stream sequence of the newest entry, 0 for an empty journal.
         fleet: newest FleetState, None if the journal holds none.
+        collection: Algorithm 1's memory as it stood with it.
         last: newest entry of a controller that led when it wrote it.
         unfinished: the newest of those that is not the beginning of a reign: the one whose instructions may not all
             have been carried out. A leader that dies while it begins leaves it as it was.
@@ -42,6 +44,7 @@ class JournalEnd:
 
     sequence: int
     fleet: FleetState | None
+    collection: CollectionState | None
     last: Decision | None
     unfinished: Decision | None
 
@@ -56,11 +59,11 @@ async def read_end(bus: Bus, model: str) -> JournalEnd:
     subject = subjects.journal(model)
     newest = await bus.last(subject)
     if newest is None:
-        return JournalEnd(0, None, None, None)
+        return JournalEnd(0, None, None, None, None)
     window = _FIRST_WINDOW
     while True:
         first = max(1, newest.sequence - window)
-        fleet: FleetState | None = None
+        move: FleetMoved | None = None
         last: Decision | None = None
         unfinished: Decision | None = None
         messages = bus.tail(subject, since="sequence", sequence=first)
@@ -68,12 +71,13 @@ async def read_end(bus: Bus, model: str) -> JournalEnd:
             async for message in messages:
                 record = read_record(message)
                 if isinstance(record, Decision) and (last is None or record.fencing_token >= last.fencing_token):
-                    fleet, last = _fleet_in(record) or fleet, record
+                    move, last = _move_in(record) or move, record
                     unfinished = unfinished if _is_beginning(record) else record
                 if message.sequence >= newest.sequence:
                     break
-        if first == 1 or (fleet is not None and unfinished is not None):
-            return JournalEnd(newest.sequence, fleet, last, unfinished)
+        if first == 1 or (move is not None and unfinished is not None):
+            fleet, collection = (None, None) if move is None else (move.fleet, move.collection)
+            return JournalEnd(newest.sequence, fleet, collection, last, unfinished)
         window *= 8
 
 
@@ -92,6 +96,6 @@ def _is_beginning(decision: Decision) -> bool:
     return decision.event.get("event") == "controller_started"
 
 
-def _fleet_in(decision: Decision) -> FleetState | None:
+def _move_in(decision: Decision) -> FleetMoved | None:
     moves = [item for item in read_instructions(decision) if isinstance(item, FleetMoved)]
-    return moves[-1].fleet if moves else None
+    return moves[-1] if moves else None

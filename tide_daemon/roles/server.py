@@ -1,10 +1,10 @@
 """The server role: an engine on one side, the bus on the other, and nothing in a request's path.
 
-Four loops that do not wait for each other: ship captured rows, converge the engine and report what
-happened, follow the desired state, share the target's frozen rows with trainers once. Each survives
-the loss of what it talks to, and one that fails is run again: serving does not end because something
-beside it did. What is decided is not decided
-here, see policy/; how the engine obeys is behind engine/port.py.
+Five loops that do not wait for each other: ship captured rows, converge the engine and report what
+happened, follow the desired state, share the target's frozen rows with trainers once, look whether
+anybody leads. Each survives the loss of what it talks to, and one that fails is run again: serving does
+not end because something beside it did. What is decided is not decided here, see policy/; how the engine
+obeys is behind engine/port.py.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import pace
 from tide_daemon.roles.controller_records import event_of_record
 from tide_daemon.roles.convergence import Convergence
+from tide_daemon.roles.leadership import Leadership
 from tide_daemon.roles.node_report import ReportBuilder
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import DesiredServer, NodeReport, Record, TargetSpec
@@ -64,6 +65,7 @@ _RETRY_S = 1.0
 _SHARE_RETRY_S = 5.0
 """Every try reads the target's embedding again, which may be a gigabyte."""
 _TARGET_ROWS = "target_rows"
+_LOOKS, _MIN_LOOK_S = 3, 0.1
 _CALM_S = 10.0
 """A loop that has run this long since it failed counts as well again."""
 
@@ -94,8 +96,9 @@ class ServerRole:
     ) -> None:
         self._bus = bus
         self._share_target = share_target
-        self._alone = Alone(settings.node, policy or PolicySettings())
-        self._reached_at = time.monotonic()
+        self._policy = policy or PolicySettings()
+        self._alone = Alone(settings.node, self._policy)
+        self._leadership = Leadership(bus)
         self._chunks = Outbox(bus, max_bytes=settings.publish_bytes)
         # Only the newest reports matter, and chunks must not hold them up.
         self._reports = Outbox(bus, num_tasks=1, max_bytes=REPORT_BYTES, when_full="drop_oldest")
@@ -124,7 +127,13 @@ class ServerRole:
 
     async def _run(self, stop: asyncio.Event) -> None:
         await self._engine.start()
-        works = {"ship": self._ship, "observe": self._observe, "follow": self._follow, "share": self._share}
+        works = {
+            "ship": self._ship,
+            "observe": self._observe,
+            "follow": self._follow,
+            "share": self._share,
+            "seek a leader": self._seek_leader,
+        }
         loops = [asyncio.create_task(self._keep_running(name, work), name=name) for name, work in works.items()]
         try:
             await stop.wait()
@@ -205,19 +214,22 @@ class ServerRole:
             await asyncio.sleep(max(0.0, self._settings.report_interval_s - (time.monotonic() - started)))
 
     def _look_after_steps(self, report: NodeReport) -> None:
-        """Let the node's own figures take steps away while the broker, and so any controller, is out of reach."""
+        """Let the node's own figures take steps away while no controller that leads is in reach."""
         now = time.monotonic()
         event = event_of_record(report, now)
         assert isinstance(event, ServerReported)
         self._alone.observe(event)
-        if self._bus.connected:
-            self._reached_at = now
         desired = self._convergence.desired
         if desired is not None:
-            table = self._alone.table(now, desired.steps_table, now - self._reached_at)
+            table = self._alone.table(now, desired.steps_table, self._leadership.away_s())
             if (table != desired.steps_table) != (self._convergence.steps_instead is not None):
                 log.warning("steps_by_ourselves", steps_table=table, desired=desired.steps_table)
             self._convergence.steps_instead = table if table != desired.steps_table else None
+
+    async def _seek_leader(self) -> None:
+        """Keep knowing whether anybody leads: several looks within the time after which the node is on its own."""
+        spec = await self._served()
+        await self._leadership.watch(spec.model, max(_MIN_LOOK_S, self._policy.alone_after_s / _LOOKS))
 
     async def _follow(self) -> None:
         """Keep the newest desired state; the broker hands over the last one first."""

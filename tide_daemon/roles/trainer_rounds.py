@@ -76,6 +76,7 @@ class RoundRunner:
         self._versions = versions
         self._now = now
         self._seen_serving: tuple[int, str] = (NO_DRAFT, "")
+        self._to_score = ""
         self.rounds = Rounds(state_dir)
         self.num_published = 0
         self.progress = Progress(round=self.last_begun())
@@ -190,10 +191,12 @@ class RoundRunner:
         return trained is not None and served is not None and trained.content_digest != desired.serving_digest
 
     def note_serving(self, desired: DesiredTrainer) -> None:
-        """Remember when a draft of ours is seen serving. Raises StoreError."""
+        """Remember when a draft of ours is seen serving; shadow scores of another one are over. Raises StoreError."""
         serving = (desired.serving_version, desired.serving_digest)
         if serving == self._seen_serving:
             return
+        self._to_score = desired.serving_digest
+        self.progress.shadow = ()
         for round_ in self.rounds.all():
             trained = round_.trained()
             if trained is not None and trained.content_digest == serving[1]:
@@ -256,7 +259,9 @@ class RoundRunner:
         except (JobFailedError, WorkerDiedError) as error:
             log.warning("shadow_score_failed", error=str(error))
             return
-        self.progress.shadow = by_workload(from_maps(event["scores"]))
+        # Reports name the draft that serves by now; what was scored meanwhile may be another one.
+        if desired.serving_digest == self._to_score:
+            self.progress.shadow = by_workload(from_maps(event["scores"]))
 
     def _learnt_until(self, digest: str) -> int:
         """Store sequence up to which a draft has learnt; that of the newest round when it is not known of this one."""

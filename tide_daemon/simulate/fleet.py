@@ -162,6 +162,7 @@ class Fleet:
         self._tally.decided(at, "failure", f"{failure.kind} begins")
         if failure.kind == "controller_lost":
             self._director.lose()
+            self._tell_led(False)
         for server in self._concerned(failure, "cut_off"):
             server.advance(at)
             server.reachable = False
@@ -174,6 +175,7 @@ class Fleet:
     def _mend(self, failure: Failure, at: float) -> None:
         self._tally.decided(at, "failure", f"{failure.kind} is over")
         if failure.kind == "controller_lost":
+            self._tell_led(True)
             self._carry_out(self._director.take_over(at), at)
         for server in self._concerned(failure, "cut_off"):
             server.advance(at)
@@ -188,6 +190,10 @@ class Fleet:
                 over_at = trainer.come_back(failure.seconds)
                 if over_at is not None:
                     self._schedule(over_at, partial(self._end_round, trainer))
+
+    def _tell_led(self, led: bool) -> None:
+        for server in self._servers.values():
+            server.led = led
 
     def _concerned(self, failure: Failure, kind: str) -> list[ModelledServer]:
         return self._share(list(self._servers.values()), failure) if failure.kind == kind else []

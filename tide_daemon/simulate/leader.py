@@ -1,11 +1,12 @@
 """The leading controller: tide_daemon.policy.Controller, and around it what roles/controller.py does with the bus.
 
-What outlives a controller is what stands on the bus: the newest FleetState of the journal, desired
+What outlives a controller is what stands on the bus: the newest FleetMoved of the journal, desired
 state by node, and the manifests. A successor begins with the first, learns of the second before a
 node's first report, and reads all manifests again; it knows nothing else. Each event is journalled
 before its instructions are carried out, so a controller can be lost between two events only.
 """
 
+from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import (
     CandidatePublished,
@@ -43,6 +44,7 @@ class Leader:
         self.trainers: dict[str, SetTrainer] = {}
         self._settings = settings
         self._fleet = fleet
+        self._collection: CollectionState | None = None
         self._tally = tally
         self._checked = checked
         self._manifests: list[CandidatePublished] = []
@@ -52,7 +54,8 @@ class Leader:
     def take_over(self, at: float) -> list[Instruction]:
         """A new controller begins to lead with what stands on the bus."""
         self._controller, self._heard = Controller(self._settings), set()
-        made = self._handle(ControllerStarted(at, "simulated", self._settings.to_map(), self._fleet))
+        settings = self._settings.to_map()
+        made = self._handle(ControllerStarted(at, "simulated", settings, self._fleet, self._collection))
         for manifest in self._manifests:
             made += self._handle(manifest)
         return made
@@ -112,7 +115,7 @@ class Leader:
                     self._tally.counts.rolled_back += 1
                 if instruction.fleet != self._fleet and not instruction.reason.startswith("version"):
                     self._tally.decided(at, instruction.fleet.stage, instruction.reason)
-                self._fleet = instruction.fleet
+                self._fleet, self._collection = instruction.fleet, instruction.collection
                 self._tally.serving(at, instruction.fleet.serving_version)
 
 

@@ -33,6 +33,7 @@ class ModelledServer:
 
     Attributes:
         reachable: messages to and from it pass.
+        led: a controller leads; the node sees it by the lease.
         engine: "ready" or "down".
     """
 
@@ -49,6 +50,7 @@ class ModelledServer:
     ) -> None:
         self.name = name
         self.reachable = True
+        self.led = True
         self.engine = "ready"
         self.version = NO_DRAFT
         self.desired: SetServer | None = None
@@ -66,7 +68,8 @@ class ModelledServer:
         self._in_force: StepsTable = ()
         self._reached_at = 0.0
         # Its counting costs as much as a node costs the controller, so it is there only where it may be needed.
-        may_be_alone = counts and any(failure.kind == "cut_off" for failure in scenario.failures)
+        long = (failure.kind for failure in scenario.failures if failure.seconds > scenario.policy.alone_after_s)
+        may_be_alone = counts and not {"cut_off", "controller_lost"}.isdisjoint(long)
         self._alone = Alone(name, scenario.policy) if may_be_alone else None
         self._sample_rate = 0.0
         self._swap_at = math.inf
@@ -188,7 +191,7 @@ class ModelledServer:
     def _choose_table(self, at: float) -> None:
         """What is desired, or what the node makes of it while nobody is in reach; see policy/alone.py."""
         self._in_force = self._table
-        if self.reachable:
+        if self.reachable and self.led:
             self._reached_at = at
         elif self._alone is not None:
             self._in_force = self._alone.table(at, self._table, at - self._reached_at)

@@ -135,6 +135,7 @@ class World:
         writes_left: writes until it dies, None for a long life.
         next_lives: the same for its successors, the nearest first.
         passed: drafts that passed their canary, and the chains that a node had shown of them by then.
+        heard: drafts that a node reported to the present leader, as their manifests have them.
     """
 
     def __init__(self, settings: PolicySettings, names: tuple[str, ...]) -> None:
@@ -154,6 +155,7 @@ class World:
         self.new_tokens = 0
         self.trainer_sequence = 0
         self.passed: dict[int, int] = {}
+        self.heard: set[int] = set()
         self.leader = Controller(settings)
         self.known: set[str] = set()
         self.lead()
@@ -164,10 +166,12 @@ class World:
         """A new leader begins as roles/controller.py does; it may die while it begins."""
         while True:
             self.token += 1
-            self.leader, self.known = Controller(self.settings), set()
+            self.leader, self.known, self.heard = Controller(self.settings), set(), set()
             newest = next((e for e in reversed(self.journal) if not isinstance(e.event, ControllerStarted)), None)
             try:
-                self._decide(ControllerStarted(self.at, "model", self.settings.to_map(), self.newest_fleet()))
+                move = self.newest_move()
+                kept = (None, None) if move is None else (move.fleet, move.collection)
+                self._decide(ControllerStarted(self.at, "model", self.settings.to_map(), *kept))
                 for instruction in newest.instructions if newest is not None else ():
                     if isinstance(instruction, SetServer | SetTrainer):
                         self._carry_on(instruction)
@@ -185,8 +189,8 @@ class World:
             self.num_deaths += 1
             self.lead()
 
-    def newest_fleet(self) -> FleetState | None:
-        moves = [item.fleet for entry in self.journal for item in entry.instructions if isinstance(item, FleetMoved)]
+    def newest_move(self) -> FleetMoved | None:
+        moves = [item for entry in self.journal for item in entry.instructions if isinstance(item, FleetMoved)]
         return moves[-1] if moves else None
 
     def _find(self, event: Event) -> None:
@@ -210,8 +214,13 @@ class World:
         self._decide(found)
 
     def _decide(self, event: Event) -> None:
+        if isinstance(event, ServerReported) and event.running_digest == digest_of(event.running_version):
+            self.heard.add(event.running_version)
+        before = self.leader.fleet
         instructions = self.leader.handle(event)
         self.leader.check_invariants()
+        if not isinstance(event, ControllerStarted):
+            self._check_passed(before, self.leader.fleet)
         self._write()
         self.journal.append(Written(self.token, event, tuple(instructions)))
         for instruction in instructions:
@@ -221,6 +230,13 @@ class World:
             if isinstance(instruction, SetServer | SetTrainer):
                 self._write()
                 self._stand(instruction)
+
+    def _check_passed(self, before: FleetState, after: FleetState) -> None:
+        """A stage passes only under a leader that heard a node say that it runs the draft."""
+        version = before.candidate_version or before.serving_version
+        onward = (before.stage, after.stage) in {("canary", "rest"), ("rest", "watch"), ("watch", "steady")}
+        if onward and version not in after.refused:
+            assert version in self.heard, f"{before.stage} of {version} passed and nobody was heard to run it"
 
     def _carry_on(self, instruction: SetServer | SetTrainer) -> None:
         standing = self.desired.get(name_of(instruction))

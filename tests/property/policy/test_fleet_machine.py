@@ -190,7 +190,10 @@ class FleetMachine(RuleBasedStateMachine):
         leader.check_invariants()
         assert len(leader.pending) <= 16
         assert len(leader.fleet.judged) <= 256 and len(leader.fleet.refused) <= 256
-        assert leader.fleet == self.world.newest_fleet(), "the journal does not hold the fleet's state"
+        move = self.world.newest_move()
+        assert move is not None and leader.fleet == move.fleet, "the journal does not hold the fleet's state"
+        kept, now = move.collection, leader.collection
+        assert kept is not None and (kept.wanted, kept.shifted) == (now.wanted, now.shifted)
 
     @invariant()
     def what_was_written_makes_sense(self) -> None:

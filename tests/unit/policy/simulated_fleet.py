@@ -15,6 +15,7 @@ from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
     RequestScored,
+    ServerFound,
     ServerReported,
     StepCount,
     TrainerReported,
@@ -173,6 +174,20 @@ class Fleet:
             )
         parent = self.controller.fleet.serving_version
         self.give(CandidatePublished(self.at, version, digest_of(version), parent, self.trainer, 0, 3, tuple(scores)))
+
+    def take_over(self) -> None:
+        """The leader is lost; its successor knows what stands on the bus, and hears of each node before its report."""
+        kept = [item for _, items in self.entries for item in items if isinstance(item, FleetMoved)][-1]
+        self.controller = Controller(self.settings)
+        self.give(ControllerStarted(self.at, "model", self.settings.to_map(), kept.fleet, kept.collection))
+        for node in self.nodes:
+            if (asked := node.desired) is not None:
+                self.give(
+                    ServerFound(
+                        self.at, node.name, asked.generation, asked.draft_version, asked.draft_digest,
+                        asked.steps_table, asked.collect, asked.sample_rate,
+                    )
+                )  # fmt: skip
 
     def instructions(self, kind: type[Instruction]) -> list[Instruction]:
         return [item for _, items in self.entries for item in items if isinstance(item, kind)]

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -298,12 +299,15 @@ def test_collection_goes_on_and_off_with_the_gate() -> None:
     assert "shift" in fleet.controller.collection.reason
 
 
-def calls_for_one_report(num_nodes: int) -> int:
-    """Python calls that one more report of one node takes in a fleet that has settled."""
-    controller = started(FleetState(serving_version=1, serving_digest=digest_of(1)))
+SERVED = FleetState(serving_version=1, serving_digest=digest_of(1), judged=(1,), since=1000.0, proven=True)
+
+
+def calls_for_one_report(num_nodes: int, fleet: FleetState, begin: float, engine: str) -> int:
+    """Python calls that one more report of one node takes in a fleet that has settled by `begin`."""
+    controller = started(fleet)
     for sequence in range(3):
         for index in range(num_nodes):
-            controller.handle(report(f"node-{index:04d}", 1001.0 + sequence, version=1, sequence=sequence))
+            controller.handle(report(f"node-{index:04d}", begin + sequence, 1, engine, sequence))
     calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -312,15 +316,27 @@ def calls_for_one_report(num_nodes: int) -> int:
 
     sys.setprofile(count)
     try:
-        controller.handle(report("node-0000", 1004.0, version=1, sequence=4))
+        controller.handle(report("node-0000", begin + 3.0, 1, engine, 4))
     finally:
         sys.setprofile(None)
+    assert controller.fleet == fleet
     return calls
 
 
-def test_a_report_costs_what_its_node_costs() -> None:
-    """The same work for the same report, whether 2 nodes are there or 200."""
-    assert calls_for_one_report(2) == calls_for_one_report(200)
+@pytest.mark.parametrize(
+    ("fleet", "begin", "engine"),
+    [
+        (SERVED, 1001.0, "ready"),
+        (replace(SERVED, stage="rest"), 1001.0, "ready"),
+        (replace(SERVED, stage="rest"), 1050.0, "starting"),
+        (replace(SERVED, stage="rest", serving_version=2, serving_digest=digest_of(2)), 1050.0, "ready"),
+        (replace(SERVED, stage="watch"), 1050.0, "ready"),
+    ],
+    ids=["steady", "rest-taken-over", "rest-nobody-runs-it", "rest-all-outstanding", "watch-nothing-shown"],
+)
+def test_a_report_costs_what_its_node_costs(fleet: FleetState, begin: float, engine: str) -> None:
+    """The same work for the same report, whether 3 nodes are there or 200."""
+    assert calls_for_one_report(3, fleet, begin, engine) == calls_for_one_report(200, fleet, begin, engine)
 
 
 def test_a_lost_canary_is_noticed_by_whatever_comes_next() -> None:

@@ -84,7 +84,7 @@ class FrozenBus:
 TOPOLOGY = build_topology(
     TopologyLimits(hidden_max_bytes=MIB, draft_max_bytes=MIB, target_max_bytes=MIB, journal_max_bytes=4 * MIB)
 )
-SETTINGS = PolicySettings(max_batch_size=8, settle_s=0.0)
+SETTINGS = PolicySettings(max_batch_size=8, settle_s=0.0, lost_after_s=2.0)
 SPEC = TargetSpec(MODEL, "a" * 64, "b" * 64, (1, 5, 9), 16, 100)
 
 
@@ -244,9 +244,9 @@ async def test_a_restart_goes_on_where_it_was() -> None:
     before = await world.desired_server()
     async with world.running(world.role("second")) as role:
         await leads(role)
-        await world.server_reports(version=1)
 
         async def rolled_out() -> bool:
+            await world.server_reports(version=1)
             return role.snapshot().get("serving_version") == 1
 
         await until(rolled_out)
@@ -260,8 +260,11 @@ async def test_a_restart_goes_on_where_it_was() -> None:
         assert other is not None and before is not None
         assert other.draft_version == 1
         assert other.fencing_token > before.fencing_token
-    judged = [each for entry in await world.journal() for each in entry.instructions if each["instruction"] == "judged"]
+    entries = await world.journal()
+    judged = [each for entry in entries for each in entry.instructions if each["instruction"] == "judged"]
     assert [each["version"] for each in judged] == [1]
+    first, second = (entry.event for entry in entries if entry.event["event"] == "controller_started")
+    assert first["collection"] is None and "gained" in second["collection"]["reason"]
 
 
 async def test_only_one_leads_and_the_other_takes_over() -> None:
@@ -534,9 +537,9 @@ async def test_on_a_real_server(nats_server: NatsServer) -> None:
             await until(in_canary)
         async with world.running(world.role("second", connections[2])) as role:
             await leads(role)
-            await world.server_reports(version=1)
 
             async def rolled_out() -> bool:
+                await world.server_reports(version=1)
                 return role.snapshot().get("serving_version") == 1
 
             await until(rolled_out)

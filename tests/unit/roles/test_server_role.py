@@ -199,3 +199,27 @@ def test_out_of_reach_steps_that_lose_are_given_up(bus: SilentBus, engine: Watch
     for sequence in range(10, 20):
         role._look_after_steps(losing_report(sequence, 3))
     assert role._convergence.steps_instead == ()
+
+
+async def test_with_a_broker_but_nobody_who_leads_too(bus: SilentBus, engine: WatchedEngine) -> None:
+    """The broker answers, the leader is gone: the node is on its own; the next leader's word counts again."""
+    role = ServerRole(bus, engine, no_draft, SETTINGS, PolicySettings(max_batch_size=8, alone_after_s=0.2))
+    role._convergence.offer(DesiredServer("n1", 1, 1, 0.0, 1, f"{1:064x}", ((8, 3),), True, 1.0, "a test"))
+    bus.reached = True
+    lease = bus.lease(f"controller-{MODEL}", "first", 5)
+    assert await lease.acquire() is not None
+    looking = asyncio.create_task(role._leadership.watch(MODEL, 0.05))
+    for sequence in range(20):
+        role._look_after_steps(losing_report(sequence, 0 if sequence < 10 else 3))
+    await asyncio.sleep(0.4)
+    role._look_after_steps(losing_report(20, 3))
+    assert role._convergence.steps_instead is None, "somebody leads"
+    await lease.release()
+    await asyncio.sleep(0.4)
+    role._look_after_steps(losing_report(21, 3))
+    assert role._convergence.steps_instead == ()
+    assert await bus.lease(f"controller-{MODEL}", "second", 5).acquire() is not None
+    await asyncio.sleep(0.2)
+    role._look_after_steps(losing_report(22, 3))
+    assert role._convergence.steps_instead is None
+    looking.cancel()

@@ -66,6 +66,16 @@ def test_a_successor_goes_on_from_what_stands_on_the_bus() -> None:
     assert tide.counts.promoted > 0
 
 
+def test_with_nobody_who_leads_a_server_gives_up_steps_that_lose() -> None:
+    """Traffic leaves the draft behind while the controller is away: near plain decoding all the same."""
+    lost = {"kind": "controller_lost", "at_hours": 0.099, "seconds": 720.0}
+    shift = [SHIFT[0], {**SHIFT[1], "mix": {"odd": 1.0}}]
+    workload = {**small()["workload"], "odd": {"start": 0.02, "ceiling": 0.6, "half_tokens": 100_000.0}}
+    scenario = read("alone", small(phase=shift, workload=workload, failure=[lost]))
+    result = result_map(scenario, run_tide(scenario, checked=True), [], None)
+    assert result["worst_window"]["over_plain"] > 0.97
+
+
 def test_a_poisoned_candidate_is_rolled_back_on_its_canary() -> None:
     """It passes the gate, fails live, and the fleet never serves it."""
     scenario = read("poisoned", small(phase=SHIFT, poison=[{"after_hours": 0.12, "live_share": 0.3}]))
