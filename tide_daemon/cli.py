@@ -6,11 +6,12 @@ given, a role's when it is started.
 
 import argparse
 import asyncio
+import faulthandler
 import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -23,6 +24,7 @@ from tide_daemon.config.load import Resolved
 from tide_daemon.config.sources import did_you_mean
 from tide_daemon.errors import ConfigError, TideError
 from tide_daemon.exit_codes import MEANINGS, ExitCode
+from tide_daemon.notify import Notifier
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
@@ -93,20 +95,27 @@ def _run_daemon(words: Sequence[str]) -> int:
     if arguments.role is None:
         parser.error("--role is required, unless a subcommand is named; see --help")
     path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
-    resolved = config.load(config.parse_roles(arguments.role), path, os.environ, arguments.set)
+    roles = config.parse_roles(arguments.role)
+    notifier = Notifier.from_environment(os.environ)
+
+    def load() -> Resolved:
+        return config.load(roles, path, os.environ, arguments.set)
+
+    resolved = load()
     if arguments.check:
         for warning in resolved.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         print(show.resolved(resolved), end="")
         return ExitCode.OK
-    return _start(resolved)
+    return _start(resolved, load, notifier)
 
 
-def _start(resolved: Resolved) -> int:
+def _start(resolved: Resolved, load: Callable[[], Resolved], notifier: Notifier) -> int:
     from tide_daemon.broker import open_bus
     from tide_daemon.daemon import Daemon
-    from tide_daemon.roles.build import build_role
+    from tide_daemon.roles.build import build_role, reconfigure
 
+    faulthandler.enable()  # where every thread stood when the watchdog aborts us
     give_memory_back()
     settings = resolved.config
     log.configure(settings.log.level, settings.log.format)  # type: ignore[arg-type]  # the choices are checked
@@ -115,7 +124,8 @@ def _start(resolved: Resolved) -> int:
         structlog.get_logger().warning("setting_ignored", detail=warning)
 
     async def run() -> ExitCode:
-        return await Daemon(resolved, open_bus, build_role).run()
+        daemon = Daemon(resolved, open_bus, build_role, reload=load, reconfigure=reconfigure, notifier=notifier)
+        return await daemon.run()
 
     return asyncio.run(run())
 
@@ -151,7 +161,7 @@ def _epilog() -> str:
 
         signals:
           SIGTERM, SIGINT   stop: finish what was begun within node.drain_deadline_s; a second one insists
-          SIGHUP            nothing yet
+          SIGHUP            read the configuration again; what cannot change now is named and nothing is taken over
 
         exit codes:
         {codes}

@@ -39,6 +39,7 @@ class NodeConfig:
         unit="s",
         minimum=0.1,
         maximum=3600,
+        reloads=True,
     )
     restart_backoff_max_s: float = setting(
         30.0,
@@ -108,6 +109,7 @@ class StatusConfig:
         "Clients must send it as `Authorization: Bearer TOKEN` (the page: #TOKEN after the address).",
         pattern=(r"[\x21-\x7e]{16,256}", "16 to 256 printable characters without blanks"),
         secret=True,
+        reloads=True,
     )
 
 
@@ -115,7 +117,12 @@ class StatusConfig:
 class LogConfig:
     """What goes to stdout."""
 
-    level: str = setting("info", "Least severe record that is written.", choices=("debug", "info", "warning", "error"))
+    level: str = setting(
+        "info",
+        "Least severe record that is written.",
+        choices=("debug", "info", "warning", "error"),
+        reloads=True,
+    )
     format: str = setting(
         "auto", "auto: readable on a terminal, one JSON object a line otherwise.", choices=("auto", "console", "json")
     )

@@ -35,6 +35,7 @@ class ScriptedRole:
         self.script = script
         self.events: list[str] = []
         self.running = asyncio.Event()
+        self.stuck: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         self.events.append("run")
@@ -60,6 +61,9 @@ class ScriptedRole:
 
     def ready(self) -> bool:
         return True
+
+    def late(self) -> Mapping[str, float]:
+        return self.stuck
 
 
 class IdleBus:
