@@ -27,6 +27,7 @@ from tide_daemon.exit_codes import MEANINGS, ExitCode
 from tide_daemon.notify import Notifier
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "admin": ("tide_daemon.tools.admin", "set up the broker: streams and consumers, users and what they may do"),
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
     "export": ("tide_daemon.tools.export", "write a draft from the bus as a checkpoint that SGLang loads"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),

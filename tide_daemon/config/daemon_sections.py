@@ -67,6 +67,14 @@ class BusConfig:
     tls_ca_file: Path | None = setting(None, "Certificates that may sign the server's. Needs a tls:// address.")
     tls_cert_file: Path | None = setting(None, "This client's certificate, for mutual TLS.")
     tls_key_file: Path | None = setting(None, "Private key of tls_cert_file.")
+    allow_plaintext: bool = setting(
+        False,
+        "Talk to a broker on another machine without TLS: prompts can be read off the hidden states on the wire.",
+    )
+    manage_streams: bool = setting(
+        True,
+        "Make and update streams at the start. False for users that may not: `tide-daemon admin init` does it.",
+    )
     connect_timeout_s: float = setting(
         20.0,
         "The first connection must succeed within this, or the daemon ends with exit code 3. A server goes on trying.",
@@ -74,7 +82,9 @@ class BusConfig:
         minimum=0.5,
         maximum=600,
     )
-    domain: str = setting("", "JetStream domain of the streams; empty for the server's own.")
+    domain: str = setting(
+        "", "JetStream domain of the streams; empty for the server's own, tide for users of `tide-daemon admin users`."
+    )
     replicas: int = setting(1, "Servers of a cluster that hold each stream: 1, 3 or 5.", minimum=1, maximum=5)
     hidden_max_bytes: int = setting(
         1 * GIB, "Size of the hidden-state stream; the oldest go first.", unit="bytes", minimum=16 * MIB

@@ -44,20 +44,29 @@ async def open_configured_bus(arguments: argparse.Namespace) -> AsyncIterator[Op
     from tide_daemon.bus.jetstream import JetStreamBus
     from tide_daemon.bus.topology import TopologyLimits, build_topology
 
-    settings = _load(arguments).config
+    settings = load_configuration(arguments).config
     # The limits do not matter to a reader; only which stream holds a subject does.
-    bus = await JetStreamBus.connect(connect_settings(settings, settings.bus.url), build_topology(TopologyLimits()))
+    bus = await JetStreamBus.connect(
+        connect_settings(settings, settings.bus.url, ("operator",)), build_topology(TopologyLimits())
+    )
     try:
         yield OpenedBus(bus, settings.node.model)
     finally:
         await bus.close()
 
 
-def _load(arguments: argparse.Namespace) -> Resolved:
+def load_configuration(arguments: argparse.Namespace, *, needs_url: bool = True) -> Resolved:
+    """The configuration that the arguments of add_bus_arguments name.
+
+    Raises:
+        ConfigError: it is unusable.
+    """
     from tide_daemon import config
 
     path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
     overrides = [f"bus.url={arguments.url}"] if arguments.url else []
+    if not needs_url and not arguments.url:
+        overrides.append("bus.url=nats://localhost:4222")  # nobody is asked
     if arguments.model:
         overrides.append(f"node.model={arguments.model}")
     # A controller needs fewer settings than any other role, and a reader none of them.

@@ -64,7 +64,7 @@ async def no_bus(_resolved: object) -> AsyncIterator[NoBus]:
 
 def main() -> int:
     how, state_dir = sys.argv[1:]
-    settings = [f"node.state_dir={Path(state_dir)}", "bus.url=nats://x:1", "status.enabled=false"]
+    settings = [f"node.state_dir={Path(state_dir)}", "bus.url=nats://127.0.0.1:1", "status.enabled=false"]
     notifier = Notifier.from_environment(os.environ)
     faulthandler.enable()
     log.configure()

@@ -7,7 +7,7 @@ from tide_daemon.config.reload import changed_settings
 from tide_daemon.config.sections import all_settings
 from tide_daemon.errors import ConfigError
 
-BASE = ["bus.url=nats://x:1", "server.model_path=/m"]
+BASE = ["bus.url=nats://127.0.0.1:1", "server.model_path=/m"]
 
 
 def test_changes_are_named() -> None:

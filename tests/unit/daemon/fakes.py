@@ -19,7 +19,7 @@ def resolved(state_dir: Path, *roles: str, **settings: object) -> Resolved:
         [
             f"node.state_dir={state_dir}",
             "node.name=n1",
-            "bus.url=nats://x:1",
+            "bus.url=nats://127.0.0.1:1",
             "status.port=0",
             "server.model_path=/m",
             *assignments,
