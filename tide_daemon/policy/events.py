@@ -127,6 +127,20 @@ class CandidatePublished:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorRequested:
+    """A person asked for something; see requests.py. `version` is NO_DRAFT where none is named."""
+
+    at: float
+    request: str
+    asked_at: float
+    operator: str
+    action: str
+    version: int
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went on."""
 
@@ -192,6 +206,8 @@ class FleetState:
         refused: versions that were rolled back and are not tried again, newest last.
         proven: the draft being rolled out or watched passed its canary on live figures.
         downs: (node, since when) of engines that went down while it was rolled out or watched.
+        pinned: an operator wants nothing promoted.
+        answered: operators' requests that were answered, newest last.
     """
 
     serving_version: int = NO_DRAFT
@@ -210,9 +226,20 @@ class FleetState:
     refused: tuple[int, ...] = ()
     proven: bool = False
     downs: tuple[tuple[str, float], ...] = ()
+    pinned: bool = False
+    answered: tuple[str, ...] = ()
 
 
-Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound
+Event = (
+    ServerReported
+    | TrainerReported
+    | CandidatePublished
+    | Tick
+    | ControllerStarted
+    | ServerFound
+    | TrainerFound
+    | OperatorRequested
+)
 
 _KINDS: dict[str, type[Any]] = {
     "server_reported": ServerReported,
@@ -222,6 +249,7 @@ _KINDS: dict[str, type[Any]] = {
     "controller_started": ControllerStarted,
     "server_found": ServerFound,
     "trainer_found": TrainerFound,
+    "operator_requested": OperatorRequested,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -255,4 +283,6 @@ def event_cause(event: Event) -> str:
             return f"trainer_reported {event.trainer} {event.sequence}"
         case CandidatePublished():
             return f"candidate_published {event.version}"
+        case OperatorRequested():
+            return f"operator_requested {event.action} {event.request}"
     return event_name(event)

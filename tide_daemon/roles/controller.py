@@ -184,6 +184,7 @@ class ControllerRole:
                 self._listen(reign, subjects.all_reports(model, "server"), "new"),
                 self._listen(reign, subjects.all_reports(model, "trainer"), "new"),
                 self._listen(reign, subjects.all_manifests(model), "all"),
+                self._listen(reign, subjects.all_operator_requests(model), "all"),
             )
         ]
         try:
