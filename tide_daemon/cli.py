@@ -29,11 +29,13 @@ from tide_daemon.notify import Notifier
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "admin": ("tide_daemon.tools.admin", "set up the broker: streams and consumers, users and what they may do"),
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
+    "drafts": ("tide_daemon.tools.drafts", "list, pin, export, roll back and forget drafts"),
     "export": ("tide_daemon.tools.export", "write a draft from the bus as a checkpoint that SGLang loads"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
     "plan": ("tide_daemon.tools.plan", "sizes, break-even points, and which devices should serve and train"),
     "replay": ("tide_daemon.tools.replay", "feed a journal through the policy and report the first difference"),
     "simulate": ("tide_daemon.tools.simulate", "try the policy on a modelled fleet, from a scenario file"),
+    "status": ("tide_daemon.tools.status", "show the fleet as a table: nodes, trainers, what is served, what is wrong"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),
     "why": (
         "tide_daemon.tools.why",
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and not words[0].startswith("-"):
+            if arguments is None:  # a process of its own; who calls us has set up logging
+                log.configure_tool()
             return _run_subcommand(words[0], words[1:])
         return _run_daemon(words)
     except ConfigError as error:

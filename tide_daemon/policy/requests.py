@@ -90,9 +90,9 @@ def _roll_back(fleet: FleetState, at: float) -> Outcome:
 
 def _forget(fleet: FleetState, version: int) -> Outcome:
     uses = {
-        fleet.serving_version: "it is served",
-        fleet.previous_version: "a rollback would go there",
         fleet.candidate_version: f"it is on its canary {fleet.canary}",
+        fleet.previous_version: "a rollback would go there",
+        fleet.serving_version: "it is served",
     }
     if version in uses:
         return Outcome(fleet, False, f"version {version} is in use: {uses[version]}")

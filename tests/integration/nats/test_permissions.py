@@ -10,6 +10,7 @@ import pytest
 from tests.integration.loop.fleet import TOPOLOGY, Fleet
 from tests.integration.loop.test_loop import confirmed, speculates
 from tests.nats_deployment import MODEL, USERS, Deployment
+from tide_daemon import cli
 from tide_daemon.bus.connection import Connection, ConnectSettings
 from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.permissions import permissions
@@ -234,3 +235,15 @@ async def test_the_whole_loop_runs_with_these_rights(fleet: SecuredFleet) -> Non
     await fleet.drain()
     log = fleet.deployment.log("nats-a")
     assert "Violation" not in log, [line for line in log.splitlines() if "Violation" in line][:10]
+
+
+def test_an_operators_tools_need_no_more(made: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    """status, drafts and why read an empty broker, and the server had nothing to deny."""
+    config = ["--config", str(made.config_file("operator:o1"))]
+    capsys.readouterr()
+    assert cli.main(["status", *config]) == 1
+    assert "no controller leads" in capsys.readouterr().out
+    assert cli.main(["drafts", *config]) == 0
+    assert capsys.readouterr().out == "no draft is on the bus\n"
+    assert cli.main(["why", "--node", "s1", *config]) == 1
+    assert "Violation" not in made.log("nats-a")
