@@ -28,7 +28,9 @@ from tide_daemon.notify import Notifier
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "admin": ("tide_daemon.tools.admin", "set up the broker: streams and consumers, users and what they may do"),
+    "completion": ("tide_daemon.tools.completion", "print a script that completes words in bash, zsh or tcsh"),
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
+    "doctor": ("tide_daemon.tools.doctor", "look at a node before it joins, and say what to change"),
     "drafts": ("tide_daemon.tools.drafts", "list, pin, export, roll back and forget drafts"),
     "export": ("tide_daemon.tools.export", "write a draft from the bus as a checkpoint that SGLang loads"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
@@ -138,16 +140,31 @@ def _start(resolved: Resolved, load: Callable[[], Resolved], notifier: Notifier)
 def _run_subcommand(name: str, words: Sequence[str]) -> int:
     if name not in SUBCOMMANDS:
         raise ConfigError(f"{name}: there is no such subcommand{did_you_mean(name, SUBCOMMANDS)} (see --help)")
-    module_name, summary = SUBCOMMANDS[name]
-    module = importlib.import_module(module_name)
+    module = importlib.import_module(SUBCOMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"tide-daemon {name}",
-        description=summary[0].upper() + summary[1:] + ".",
+        description=_description(name, module.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser.set_defaults(whole_parser=whole_parser)  # for `completion`, which may not know this module
     return int(module.run(parser.parse_args(words)))
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """A parser that knows every subcommand at once, for shell completion. It imports all of their modules."""
+    parser = daemon_parser()
+    subparsers = parser.add_subparsers(metavar="SUBCOMMAND")
+    for name, (module_name, summary) in SUBCOMMANDS.items():
+        importlib.import_module(module_name).add_arguments(subparsers.add_parser(name, help=summary))
+    return parser
+
+
+def _description(name: str, docstring: str) -> str:
+    """A subcommand's help: its module's docstring without its own name, or the line of the list where it has none."""
+    _, colon, text = docstring.partition(": ")
+    return (text[:1].upper() + text[1:]).strip() if colon else SUBCOMMANDS[name][1]
 
 
 def _epilog() -> str:
