@@ -218,6 +218,7 @@ class Daemon:
                 "started_at": self._started_at,
                 "stopping": self._stop.is_set(),
                 "reload": self._reloaded,
+                "stuck_loops": len(self.late()),
             },
             "bus": {"connected": self._bus is not None and self._bus.connected, "error": self._bus_problem()},
             "roles": {name: runner.snapshot() for name, runner in self._runners.items()},

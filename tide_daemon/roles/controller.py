@@ -153,6 +153,7 @@ class ControllerRole:
             state = self._reign.policy.state_map()
             shown |= state
             shown["serving_version"] = state["fleet"]["serving_version"]
+            shown["pinned"] = state["fleet"]["pinned"]
             shown["num_nodes"] = sum(node["alive"] for node in state["nodes"].values())
             shown["num_trainers"] = sum(trainer["alive"] for trainer in state["trainers"].values())
         return shown
