@@ -23,8 +23,8 @@ log = structlog.get_logger()
 
 _BEAT_S = 10.0
 """Between two beats when no watchdog asks for more."""
-_EXTENSION_S = 45.0
-"""What each beat of a start or a drain adds: several beats, so that one late one does not end us."""
+_EXTENSION_S = 120.0
+"""What each beat of a start or a drain adds. The loop stands still while PyTorch is imported from a slow disk."""
 _POLL_S = 0.2
 """Until READY: nobody who waits for us waits much longer than need be."""
 _MAX_STATUS = 300

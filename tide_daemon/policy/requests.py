@@ -55,7 +55,8 @@ def _pin(fleet: FleetState, event: OperatorRequested, at: float) -> Outcome:
             fleet, stage=rollout.STEADY, since=at, candidate_version=NO_DRAFT, candidate_digest="", canary=""
         )
     if event.version in (NO_DRAFT, fleet.serving_version):
-        return Outcome(fleet, True, f"version {fleet.serving_version} stays until it is unpinned")
+        served = f"version {fleet.serving_version}" if fleet.serving_version else "plain decoding"
+        return Outcome(fleet, True, f"{served} stays until it is unpinned")
     moved = replace(
         fleet,
         stage=rollout.REST,

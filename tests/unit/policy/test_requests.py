@@ -88,6 +88,12 @@ def test_a_pin_holds_the_gate() -> None:
     refused(fleet.ask("unpin", request="r3")[0], "nothing is pinned")
 
 
+def test_plain_decoding_can_be_pinned() -> None:
+    """Before there is a draft: the first one waits."""
+    fleet = Fleet(FleetState())
+    granted(fleet.ask("pin")[0], "plain decoding stays")
+
+
 def test_a_pin_ends_a_canary_without_judging_it() -> None:
     """The candidate leaves its canary; nothing is held against it."""
     fleet = Fleet()
