@@ -11,10 +11,22 @@ import pytest
 
 from tests import trainer_samples
 from tests.nats_fixture import NatsServer
+from tests.unit.trainer.test_publish import SCORES, make_round
 from tide_daemon import cli
+from tide_daemon.bus.memory import MemoryBroker, MemoryBus
+from tide_daemon.bus.topology import TopologyLimits, build_topology
+from tide_daemon.config import load
+from tide_daemon.engine.sglang.hook_check import missing
 from tide_daemon.exit_codes import ExitCode
+from tide_daemon.roles.controller_journal import read_record
+from tide_daemon.roles.draft_fetch import DraftFetcher
+from tide_daemon.roles.draft_publish import Publisher
 from tide_daemon.tools.checks import broker, machine
+from tide_daemon.tools.checks.finding import Finding
 from tide_daemon.tools.checks.model import check_model
+from tide_daemon.tools.doctor import examine
+from tide_daemon.wire import subjects
+from tide_daemon.wire.records import NO_DRAFT
 
 Output = pytest.CaptureFixture[str]
 
@@ -141,8 +153,6 @@ def test_words_for_people(node: Node, tmp_path: Path, capsys: Output) -> None:
 def test_the_installed_sglang_has_every_hook(tmp_path: Path) -> None:
     """Its functions are looked up in a process of its own; nothing is started."""
     pytest.importorskip("sglang", reason="SGLang is not installed")
-    from tide_daemon.config import load
-
     words = ["bus.url=nats://127.0.0.1:1", f"node.state_dir={tmp_path}", "server.device=cpu"]
     words.append(f"server.model_path={trainer_samples.write_target(tmp_path / 'target')}")
     (tmp_path / "target" / "tokenizer.json").write_text("{}")
@@ -154,18 +164,40 @@ def test_the_installed_sglang_has_every_hook(tmp_path: Path) -> None:
 
 def test_a_missing_hook_is_named() -> None:
     """A function that is not there, in a module that is, and in one that is not."""
-    from tide_daemon.engine.sglang.hook_check import missing
-
     names = ["json.dumps", "json.JSONDecoder.decode", "json.JSONDecoder.gone", "json.gone", "gone.at.all"]
     assert missing(names) == names[2:]
 
 
 def test_examine_runs_in_a_loop(tmp_path: Path) -> None:
     """With a private broker nothing is asked of one."""
-    from tide_daemon.config import load
-    from tide_daemon.tools.doctor import examine
-
     words = [f"node.state_dir={tmp_path}", "server.mode=modelled", "status.port=0"]
     config = load(("server", "trainer", "controller"), None, {}, words).config
     found = asyncio.run(examine(config, ("server", "trainer", "controller"), quick=True))
     assert [entry.state for entry in found if entry.check == "broker"] == ["skipped"]
+
+
+async def test_drafts_on_this_disk(tmp_path: Path) -> None:
+    """A sound one says how many tokens it maps; one of other layers fails; a damaged one is told to be deleted."""
+    bus = MemoryBus(MemoryBroker(build_topology(TopologyLimits())))
+    await Publisher(bus, trainer_samples.SPEC, "t1", 8).publish(
+        make_round(tmp_path / "made", 1), SCORES, 3, None, NO_DRAFT
+    )
+    manifest = read_record(await bus.last(subjects.draft_manifest(trainer_samples.SPEC.model, 1)))
+    path = await DraftFetcher(bus, tmp_path / "drafts").fetch(trainer_samples.SPEC, 1, manifest.content_digest)
+    words = [f"node.state_dir={tmp_path}", "bus.url=nats://127.0.0.1:1", "server.mode=modelled"]
+
+    def look(*more: str) -> Finding:
+        config = load(("server",), None, {}, [*words, *more]).config
+        (found,) = [entry for entry in check_model(config, ("server",), quick=False) if entry.check == "drafts"]
+        return found
+
+    target = trainer_samples.write_target(tmp_path / "target")
+    (target / "tokenizer.json").write_text("{}")
+    layers = ",".join(map(str, trainer_samples.SPEC.aux_layer_ids))
+    named = (f"server.model_path={target}", "draft.vocab_size=96")
+    assert look(*named, f"draft.aux_layer_ids={layers}").state == "ok"
+    assert "tokens mapped" in look().found
+    assert look(*named, "draft.aux_layer_ids=0,1,3").state == "failed"
+    weights = next(path.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert look().state == "warning" and "delete it" in look().advice
