@@ -128,6 +128,20 @@ class CandidatePublished:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorRequested:
+    """A person asked for something; see requests.py. `version` is NO_DRAFT where none is named."""
+
+    at: float
+    request: str
+    asked_at: float
+    operator: str
+    action: str
+    version: int
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went on."""
 
@@ -197,6 +211,8 @@ class FleetState:
             length; 0.0 when that was not known.
         proven: the draft being rolled out or watched passed its canary on live figures.
         downs: (node, since when) of engines that went down while it was rolled out or watched.
+        pinned: an operator wants nothing promoted.
+        answered: operators' requests that were answered, newest last.
     """
 
     serving_version: int = NO_DRAFT
@@ -217,9 +233,20 @@ class FleetState:
     downs: tuple[tuple[str, float], ...] = ()
     canary_accept_length: float = 0.0
     canary_num_steps: int = 0
+    pinned: bool = False
+    answered: tuple[str, ...] = ()
 
 
-Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound
+Event = (
+    ServerReported
+    | TrainerReported
+    | CandidatePublished
+    | Tick
+    | ControllerStarted
+    | ServerFound
+    | TrainerFound
+    | OperatorRequested
+)
 
 _KINDS: dict[str, type[Any]] = {
     "server_reported": ServerReported,
@@ -229,6 +256,7 @@ _KINDS: dict[str, type[Any]] = {
     "controller_started": ControllerStarted,
     "server_found": ServerFound,
     "trainer_found": TrainerFound,
+    "operator_requested": OperatorRequested,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -262,4 +290,6 @@ def event_cause(event: Event) -> str:
             return f"trainer_reported {event.trainer} {event.sequence}"
         case CandidatePublished():
             return f"candidate_published {event.version}"
+        case OperatorRequested():
+            return f"operator_requested {event.action} {event.request}"
     return event_name(event)

@@ -19,6 +19,8 @@ def why_fleet(history: History, now: float) -> list[str]:
     served = "No draft is served" if fleet.serving_version == NO_DRAFT else f"Version {fleet.serving_version} is served"
     stage = _STAGES.get(fleet.stage, f"version {fleet.candidate_version} is on its canary {fleet.canary}")
     lines = [f"{served}; {stage} since {clock(fleet.since)}." if fleet.since else f"{served}; {stage}."]
+    if fleet.pinned:
+        lines.append("An operator pinned it: no candidate is tried until it is unpinned.")
     for name in sorted(history.nodes):
         past = history.nodes[name]
         if past.asked is None:
