@@ -41,8 +41,8 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
 from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
-from tide_daemon.roles.leadership import lease_name
 from tide_daemon.roles.heartbeat import Heartbeat
+from tide_daemon.roles.leadership import lease_name
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import Decision, Record
 

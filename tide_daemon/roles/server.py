@@ -25,8 +25,8 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import pace
 from tide_daemon.roles.controller_records import event_of_record
 from tide_daemon.roles.convergence import Convergence
-from tide_daemon.roles.leadership import Leadership
 from tide_daemon.roles.heartbeat import Heartbeat
+from tide_daemon.roles.leadership import Leadership
 from tide_daemon.roles.node_report import ReportBuilder
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import DesiredServer, NodeReport, Record, TargetSpec
