@@ -246,5 +246,14 @@ EXAMPLES: dict[str, Record] = {
         reason="version 8 gains 0.21 tokens a step on 12 held-out requests",
         numbers={"gain": 0.21, "lower_bound": 0.1},
     ),
+    "operator_request": records.OperatorRequest(
+        request_id="0123456789abcdef0123456789abcdef",
+        at=AT,
+        operator="alice",
+        action="pin",
+        version=7,
+        digest=_sha256("version 7"),
+        reason="version 8 is slow on German",
+    ),
     "target_rows": records.TargetRows(SPEC, "embed_tokens", 2, 1, 100, 4, bytes(range(8))),
 }

@@ -9,7 +9,7 @@ closed for good, is made anew whatever the roles are.
 import dataclasses
 import functools
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.embedded import EmbeddedServer, EmbeddedSettings
 from tide_daemon.bus.jetstream import JetStreamBus
+from tide_daemon.bus.permissions import inbox_prefix
 from tide_daemon.bus.reopening import ReopeningBus
 from tide_daemon.bus.topology import Topology, TopologyLimits, build_topology
 from tide_daemon.config.carry import carry_over
@@ -48,22 +49,25 @@ async def open_bus(resolved: Resolved) -> AsyncIterator[ReopeningBus]:
     if server is not None:
         log.info("private_broker_started", url=await server.start())
     try:
-        settings = connect_settings(config, server.url if server else config.bus.url)
-        first = None if "server" in resolved.roles else await _first(settings, topology)
+        settings = connect_settings(config, server.url if server else config.bus.url, resolved.roles)
+        prepare = _prepare if config.bus.manage_streams else JetStreamBus.verify
+        first = None if "server" in resolved.roles else await _first(settings, topology, prepare)
         background = dataclasses.replace(settings, first_connect_s=min(_ATTEMPT_S, settings.first_connect_s))
         connect = functools.partial(JetStreamBus.connect, background, topology)
-        async with ReopeningBus(topology, connect, _prepare, first=first, told=_told) as bus:
+        async with ReopeningBus(topology, connect, prepare, first=first, told=_told) as bus:
             yield bus
     finally:
         if server is not None:
             await server.stop()
 
 
-async def _first(settings: ConnectSettings, topology: Topology) -> JetStreamBus:
+async def _first(
+    settings: ConnectSettings, topology: Topology, prepare: Callable[[JetStreamBus], Awaitable[None]]
+) -> JetStreamBus:
     """A connection that may be used; see `open_bus` for what it raises."""
     bus = await JetStreamBus.connect(settings, topology)
     try:
-        await _prepare(bus)
+        await prepare(bus)
     except BaseException:
         await bus.close()
         raise
@@ -91,11 +95,12 @@ def private_server(config: Config, topology: Topology) -> EmbeddedServer:
     return EmbeddedServer(settings, told=lambda text: log.warning("private_broker_changed", detail=text))
 
 
-def connect_settings(config: Config, url: str) -> ConnectSettings:
-    """Who we are and how we show it."""
+def connect_settings(config: Config, url: str, roles: Sequence[str]) -> ConnectSettings:
+    """Who we are and how we show it. `roles` are the daemon's, or ("operator",) and ("admin",) for tools."""
     return ConnectSettings(
         urls=tuple(part.strip() for part in url.split(",")),
         name=f"tide-daemon {config.node.name}",
+        inbox_prefix=inbox_prefix(roles, config.node.name),
         domain=config.bus.domain,
         nkey_seed_file=str(config.bus.nkey_file or ""),
         credentials_file=str(config.bus.credentials_file or ""),

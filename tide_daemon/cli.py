@@ -6,11 +6,12 @@ given, a role's when it is started.
 
 import argparse
 import asyncio
+import faulthandler
 import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -23,14 +24,20 @@ from tide_daemon.config.load import Resolved
 from tide_daemon.config.sources import did_you_mean
 from tide_daemon.errors import ConfigError, TideError
 from tide_daemon.exit_codes import MEANINGS, ExitCode
+from tide_daemon.notify import Notifier
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "admin": ("tide_daemon.tools.admin", "set up the broker: streams and consumers, users and what they may do"),
+    "completion": ("tide_daemon.tools.completion", "print a script that completes words in bash, zsh or tcsh"),
     "config": ("tide_daemon.tools.config_reference", "print a complete commented configuration file"),
+    "doctor": ("tide_daemon.tools.doctor", "look at a node before it joins, and say what to change"),
+    "drafts": ("tide_daemon.tools.drafts", "list, pin, export, roll back and forget drafts"),
     "export": ("tide_daemon.tools.export", "write a draft from the bus as a checkpoint that SGLang loads"),
     "peek": ("tide_daemon.tools.peek", "show messages of the bus in plain words, consuming nothing"),
     "plan": ("tide_daemon.tools.plan", "sizes, break-even points, and which devices should serve and train"),
     "replay": ("tide_daemon.tools.replay", "feed a journal through the policy and report the first difference"),
     "simulate": ("tide_daemon.tools.simulate", "try the policy on a modelled fleet, from a scenario file"),
+    "status": ("tide_daemon.tools.status", "show the fleet as a table: nodes, trainers, what is served, what is wrong"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),
     "why": (
         "tide_daemon.tools.why",
@@ -45,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and not words[0].startswith("-"):
+            if arguments is None:  # a process of its own; who calls us has set up logging
+                log.configure_tool()
             return _run_subcommand(words[0], words[1:])
         return _run_daemon(words)
     except ConfigError as error:
@@ -93,20 +102,27 @@ def _run_daemon(words: Sequence[str]) -> int:
     if arguments.role is None:
         parser.error("--role is required, unless a subcommand is named; see --help")
     path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
-    resolved = config.load(config.parse_roles(arguments.role), path, os.environ, arguments.set)
+    roles = config.parse_roles(arguments.role)
+    notifier = Notifier.from_environment(os.environ)
+
+    def load() -> Resolved:
+        return config.load(roles, path, os.environ, arguments.set)
+
+    resolved = load()
     if arguments.check:
         for warning in resolved.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         print(show.resolved(resolved), end="")
         return ExitCode.OK
-    return _start(resolved)
+    return _start(resolved, load, notifier)
 
 
-def _start(resolved: Resolved) -> int:
+def _start(resolved: Resolved, load: Callable[[], Resolved], notifier: Notifier) -> int:
     from tide_daemon.broker import open_bus
     from tide_daemon.daemon import Daemon
-    from tide_daemon.roles.build import build_role
+    from tide_daemon.roles.build import build_role, reconfigure
 
+    faulthandler.enable()  # where every thread stood when the watchdog aborts us
     give_memory_back()
     settings = resolved.config
     log.configure(settings.log.level, settings.log.format)  # type: ignore[arg-type]  # the choices are checked
@@ -115,7 +131,8 @@ def _start(resolved: Resolved) -> int:
         structlog.get_logger().warning("setting_ignored", detail=warning)
 
     async def run() -> ExitCode:
-        return await Daemon(resolved, open_bus, build_role).run()
+        daemon = Daemon(resolved, open_bus, build_role, reload=load, reconfigure=reconfigure, notifier=notifier)
+        return await daemon.run()
 
     return asyncio.run(run())
 
@@ -123,16 +140,31 @@ def _start(resolved: Resolved) -> int:
 def _run_subcommand(name: str, words: Sequence[str]) -> int:
     if name not in SUBCOMMANDS:
         raise ConfigError(f"{name}: there is no such subcommand{did_you_mean(name, SUBCOMMANDS)} (see --help)")
-    module_name, summary = SUBCOMMANDS[name]
-    module = importlib.import_module(module_name)
+    module = importlib.import_module(SUBCOMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"tide-daemon {name}",
-        description=summary[0].upper() + summary[1:] + ".",
+        description=_description(name, module.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser.set_defaults(whole_parser=whole_parser)  # for `completion`, which may not know this module
     return int(module.run(parser.parse_args(words)))
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """A parser that knows every subcommand at once, for shell completion. It imports all of their modules."""
+    parser = daemon_parser()
+    subparsers = parser.add_subparsers(metavar="SUBCOMMAND")
+    for name, (module_name, summary) in SUBCOMMANDS.items():
+        importlib.import_module(module_name).add_arguments(subparsers.add_parser(name, help=summary))
+    return parser
+
+
+def _description(name: str, docstring: str) -> str:
+    """A subcommand's help: its module's docstring without its own name, or the line of the list where it has none."""
+    _, colon, text = docstring.partition(": ")
+    return (text[:1].upper() + text[1:]).strip() if colon else SUBCOMMANDS[name][1]
 
 
 def _epilog() -> str:
@@ -151,7 +183,7 @@ def _epilog() -> str:
 
         signals:
           SIGTERM, SIGINT   stop: finish what was begun within node.drain_deadline_s; a second one insists
-          SIGHUP            nothing yet
+          SIGHUP            read the configuration again; what cannot change now is named and nothing is taken over
 
         exit codes:
         {codes}

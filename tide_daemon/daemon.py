@@ -7,7 +7,9 @@ is doing.
 
     first SIGTERM or SIGINT   roles get node.drain_deadline_s to finish      exit 0, or 5 if cut off
     second                    children are killed, nothing is drained        exit 130
-    SIGHUP                    nothing yet
+    SIGHUP                    the configuration is read again, see config/reload.py; refused whole or in force whole
+
+systemd is told of all that, see service.py.
 
 What a role does is not here, see roles/; how one is run again after a failure is in supervisor.py.
 """
@@ -22,15 +24,19 @@ from pathlib import Path
 import structlog
 
 import tide_daemon
+from tide_daemon import log as logging_setup
 from tide_daemon import signals
 from tide_daemon.bus.port import Bus
 from tide_daemon.clock import Clock, SystemClock
 from tide_daemon.config.load import Resolved
+from tide_daemon.config.reload import changed_settings
 from tide_daemon.config.sections import Config
 from tide_daemon.errors import BusError, ConfigError, TideError
 from tide_daemon.exit_codes import ExitCode
 from tide_daemon.locks import role_locks
+from tide_daemon.notify import Notifier
 from tide_daemon.roles.port import Role
+from tide_daemon.service import ServiceLink
 from tide_daemon.status.app import StatusServer, StatusSettings
 from tide_daemon.supervisor import RoleRunner
 
@@ -38,6 +44,8 @@ log = structlog.get_logger()
 
 OpenBus = Callable[[Resolved], AbstractAsyncContextManager[Bus]]
 BuildRole = Callable[[str, Config, Bus], Role]
+Reload = Callable[[], Resolved]
+Reconfigure = Callable[[str, Role, Config], None]
 
 CUT_OFF_GRACE_S = 5.0
 """What a cancelled role may take to kill its children before the process ends anyway."""
@@ -50,25 +58,42 @@ class Daemon:
         resolved: the checked configuration and the roles.
         open_bus: makes the bus (and starts the private server); closes it on exit. See broker.py.
         build_role: makes a role by name.
+        reload: reads the configuration again, from where it came; None when it cannot be.
+        reconfigure: has a role take over what may change while it runs.
+        notifier: where the service manager listens.
     """
 
     def __init__(
-        self, resolved: Resolved, open_bus: OpenBus, build_role: BuildRole, clock: Clock | None = None
+        self,
+        resolved: Resolved,
+        open_bus: OpenBus,
+        build_role: BuildRole,
+        clock: Clock | None = None,
+        *,
+        reload: Reload | None = None,
+        reconfigure: Reconfigure = lambda name, role, config: None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._resolved = resolved
         self._config = resolved.config
         self._open_bus = open_bus
         self._build_role = build_role
         self._clock = clock or SystemClock()
+        self._reload = reload
+        self._reconfigure = reconfigure
         self._role_names = resolved.roles
         self._started_at = time.time()
         self._stop = asyncio.Event()
+        self._service = ServiceLink(notifier or Notifier(), self, self._stop)
+        self._status: StatusServer | None = None
+        self._reloaded = ""
         self._bus: Bus | None = None
         self._runners: dict[str, RoleRunner] = {}
 
     async def run(self) -> ExitCode:
         """Run until told to stop; never raises for what the exit codes cover."""
-        with signals.handled(self._stop):
+        with signals.handled(self._stop, self._on_hangup):
+            service = asyncio.create_task(self._service.run(), name="service-manager")
             try:
                 return await self._run()
             except ConfigError as error:
@@ -80,6 +105,9 @@ class Daemon:
             except (ImportError, TideError) as error:
                 log.error("role_unusable", error=str(error))
                 return ExitCode.ROLE
+            finally:
+                service.cancel()
+                await asyncio.gather(service, return_exceptions=True)
 
     async def _run(self) -> ExitCode:
         node, status = self._config.node, self._config.status
@@ -89,7 +117,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             stack.enter_context(role_locks(node.state_dir, self._role_names))
             if status.enabled:
-                server = StatusServer(self, StatusSettings(status.host, status.port, status.token))
+                server = self._status = StatusServer(self, StatusSettings(status.host, status.port, status.token))
                 await server.start()
                 stack.push_async_callback(server.stop)
                 log.info("status_endpoint_opened", url=f"http://{status.host}:{server.port}/")
@@ -150,7 +178,33 @@ class Daemon:
             log.error("children_killed", num_children=killed)
         return False
 
-    # What the status endpoint shows; see status/source.py.
+    def _on_hangup(self) -> None:
+        """Take over a changed configuration, or say why not and go on with the old one."""
+        self._service.reloading()
+        try:
+            if self._reload is None:
+                raise ConfigError("this daemon cannot read its configuration again; restart it")
+            resolved = self._reload()
+            changed = changed_settings(self._resolved, resolved)
+        except ConfigError as error:
+            log.error("reload_refused", error=str(error))
+            self._reloaded = f"reload refused: {error}"
+        else:
+            self._take_over(resolved)
+            log.info("configuration_reloaded", changed=changed)
+            self._reloaded = f"reloaded: {', '.join(changed) or 'nothing had changed'}"
+        self._service.reloaded(self._reloaded)
+
+    def _take_over(self, resolved: Resolved) -> None:
+        self._resolved, config = resolved, resolved.config
+        self._config = config
+        logging_setup.configure(config.log.level, config.log.format)  # type: ignore[arg-type]  # the choices are checked
+        if self._status is not None:
+            self._status.change_token(config.status.token)
+        for runner in self._runners.values():
+            runner.reconfigure(lambda name, role: self._reconfigure(name, role, config))
+
+    # What the status endpoint and the service manager see; see status/source.py and service.py.
 
     def snapshot(self) -> Mapping[str, object]:
         """Everything about this daemon as plain values."""
@@ -163,6 +217,8 @@ class Daemon:
                 "pid": os.getpid(),
                 "started_at": self._started_at,
                 "stopping": self._stop.is_set(),
+                "reload": self._reloaded,
+                "stuck_loops": len(self.late()),
             },
             "bus": {"connected": self._bus is not None and self._bus.connected, "error": self._bus_problem()},
             "roles": {name: runner.snapshot() for name, runner in self._runners.items()},
@@ -176,6 +232,14 @@ class Daemon:
             words = {"run": "starting"} if runner is None else runner.health()
             health.update({f"{name}.{dependency}": text for dependency, text in words.items()})
         return health
+
+    def late(self) -> Mapping[str, float]:
+        """Loops of roles that do not come round, and for how many seconds."""
+        return {
+            f"{name}.{loop}": seconds
+            for name, runner in self._runners.items()
+            for loop, seconds in runner.late().items()
+        }
 
     def _bus_problem(self) -> str:
         return "not connected to the broker yet" if self._bus is None else self._bus.problem

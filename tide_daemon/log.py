@@ -27,6 +27,19 @@ _SHARED: list[Callable[[WrappedLogger, str, EventDict], Any]] = [
 ]
 
 
+def configure_tool() -> None:
+    """For subcommands: warnings only, and to stderr, since stdout is for what was asked (and may be JSON)."""
+    structlog.configure(
+        processors=[
+            *_SHARED,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 def configure(level: str = "info", format: Format = "auto") -> None:
     """Send structlog's and the standard library's records to stdout in one form.
 

@@ -1,4 +1,4 @@
-"""Signals of a daemon's life: the first asks to stop, the second insists, SIGHUP changes nothing yet.
+"""Signals of a daemon's life: the first asks to stop, the second insists, SIGHUP reloads the configuration.
 
 Handlers of the `signal` module rather than of the loop: they run even when the loop is stuck in
 Python code, which is when a second signal is needed. Insisting kills our children (SGLang leaves
@@ -8,7 +8,7 @@ none of its GPU memory behind then) and ends the process without cleaning up.
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,8 +23,10 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def handled(stop: asyncio.Event) -> Iterator[None]:
+def handled(stop: asyncio.Event, reload: Callable[[], None]) -> Iterator[None]:
     """Set `stop` at the first SIGTERM or SIGINT; end the process at the second. Old handlers are put back.
+
+    `reload` is called in the loop at SIGHUP.
 
     Call it in the main thread with the loop running.
     """
@@ -37,7 +39,7 @@ def handled(stop: asyncio.Event) -> Iterator[None]:
         loop.call_soon_threadsafe(_ask, stop, number)
 
     def on_hangup(_number: int, _frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(_log_hangup)
+        loop.call_soon_threadsafe(reload)
 
     before = {number: signal.signal(number, on_stop) for number in _STOPPING}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, on_hangup)
@@ -93,7 +95,3 @@ def descendants(pid: int) -> list[int]:
 def _ask(stop: asyncio.Event, number: int) -> None:
     log.info("stop_requested", signal=signal.Signals(number).name)
     stop.set()
-
-
-def _log_hangup() -> None:
-    log.info("hangup_ignored", reason="nothing can be reloaded yet; restart to read the configuration again")

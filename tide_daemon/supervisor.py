@@ -81,13 +81,23 @@ class RoleRunner:
     def health(self) -> Mapping[str, str]:
         """The role's dependencies, and the run itself as "run"."""
         if self.state == "running" and self._role is not None:
-            return {"run": "ok", **self._role.health()}
+            stuck = {loop: f"stuck for {seconds:.0f} s" for loop, seconds in self._role.late().items()}
+            return {"run": "ok", **self._role.health(), **stuck}
         because = f": {self.last_error}" if self.state == "failed" else ""
         return {"run": f"{self.state}{because}"}
+
+    def late(self) -> Mapping[str, float]:
+        """Loops of a running role that do not come round, and for how many seconds."""
+        return self._role.late() if self.state == "running" and self._role is not None else {}
 
     def ready(self) -> bool:
         """True while it runs and says that it can work."""
         return self.state == "running" and self._role is not None and self._role.ready()
+
+    def reconfigure(self, apply: Callable[[str, Role], None]) -> None:
+        """Have a built role take over settings; one that is built later reads them by itself."""
+        if self._role is not None:
+            apply(self.name, self._role)
 
     async def _run_once(self, stop: asyncio.Event) -> str | None:
         """Why the run failed, None if it ended because `stop` was set."""

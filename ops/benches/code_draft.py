@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from benches.learn import Learner, bench_spec
 from benches.learn_traffic import Workload, answered, render, shuffled
+from benches.settings import Settings
 from tide_daemon.draft import checkpoint
 from tide_daemon.draft.checkpoint import Checkpoint
 from tide_daemon.trainer.settings import TrainerSettings
@@ -25,6 +26,12 @@ _NUM_TOKENS = 6_000
 def held_out_prompts(target: Path) -> list[list[int]]:
     """Token ids of the prompts that no draft from here has seen."""
     return _prompts(target)[:NUM_HELD_OUT]
+
+
+def draft_of(settings: Settings, target: Path) -> Path:
+    """Folder of the draft that `--set draft=DIR` names (as `tide-daemon export` writes it), else of one trained now."""
+    given = settings.text("draft", "")
+    return Path.cwd() / given if given else write_drafts(target, settings.work_dir, 1)[0][0]
 
 
 def write_drafts(target: Path, work_dir: Path, count: int) -> list[tuple[Path, Checkpoint]]:

@@ -107,6 +107,16 @@ BENCHES: dict[str, Bench] = {
         "two controllers, the leader killed and frozen 20 times each: lease periods until the other leads; decisions",
         {"worst_lease_periods": _at_most(3), "lost": Floor("=", 0), "doubled": Floor("=", 0)},
     ),
+    "model-error": Bench(
+        "model_error",
+        "predicted against measured speed-up, batch 1, 2, 4, 8 x steps 1, 2, 3, each from reports of the other cells",
+        {"median_error": _at_most(0.09), "worst_error": None, "median_error_with_prefill": None},
+    ),
+    "shift-real": Bench(
+        "shift_real",
+        "code, chat, code again: tokens/s of TIDE against the draft frozen after the first phase, and against plain",
+        {"over_frozen": _at_least(1.10), "over_plain": _at_least(1.05)},
+    ),
     "regret": Bench(
         "regret",
         "simulated: tokens against the best fixed policy of each phase in hindsight; against the first draft",

@@ -16,13 +16,11 @@ import numpy as np
 from demo_run.stack import AUX_LAYERS
 
 from benches.code_draft import held_out_prompts, write_drafts
-from benches.serving import COMMAND_TIMEOUT_S, BenchServer, Reply, ours, swap_in, target_of
+from benches.serving import COMMAND_TIMEOUT_S, BenchServer, Reply, ours, plugged, swap_in, target_of
 from benches.settings import Settings
 from tide_daemon.draft.checkpoint import Checkpoint
 from tide_daemon.engine.control import ControlClient
 from tide_daemon.engine.sglang.merge import parse_steps
-from tide_daemon.engine.sglang.settings import control_socket
-from tide_daemon.engine.sglang.start import command, prepare
 
 BATCH = 8
 MAX_STEPS = 5
@@ -60,10 +58,7 @@ async def _run(settings: Settings) -> dict[str, float]:
 
 async def _start(target: Path, folder: Path, dtype: str) -> tuple[BenchServer, ControlClient]:
     config = ours(target, folder, "--dtype", dtype, max_steps=MAX_STEPS)
-    prepare(config, tuple(AUX_LAYERS))
-    server = BenchServer("ours", *command(config), config.port, config.run_dir)
-    await server.ready()
-    control = ControlClient(control_socket(config.run_dir, 0))
+    server, control = await plugged(config, tuple(AUX_LAYERS))
     await control.call("set_steps", COMMAND_TIMEOUT_S, table=[])
     return server, control
 

@@ -25,8 +25,8 @@ from tide_daemon.draft.checkpoint import load, save
 from tide_daemon.engine.control import ControlClient
 from tide_daemon.engine.sglang.launch_env import launch
 from tide_daemon.engine.sglang.process import EngineProcess, last_log_lines
-from tide_daemon.engine.sglang.settings import PluginSettings
-from tide_daemon.engine.sglang.start import SglangSettings
+from tide_daemon.engine.sglang.settings import PluginSettings, control_socket
+from tide_daemon.engine.sglang.start import SglangSettings, command, prepare
 
 START_LIMIT_S = 600.0
 COMMAND_TIMEOUT_S = 120.0
@@ -162,6 +162,18 @@ async def swap_in(control: ControlClient, folder: Path, version: int, digest: st
     """Stage the draft in `folder` (absolute) in an engine with our plug-in and swap it in."""
     await control.call("stage", COMMAND_TIMEOUT_S, directory=str(folder), version=version, digest=digest)
     await control.call("swap", COMMAND_TIMEOUT_S)
+
+
+async def plugged(config: SglangSettings, aux_layers: tuple[int, ...]) -> tuple[BenchServer, ControlClient]:
+    """Start an SGLang with our plug-in; it serves, and its control channel."""
+    prepare(config, aux_layers)
+    server = BenchServer("ours", *command(config), config.port, config.run_dir)
+    try:
+        await server.ready()
+    except BaseException:
+        await server.stop()
+        raise
+    return server, ControlClient(control_socket(config.run_dir, 0))
 
 
 def target_of(settings: Settings) -> tuple[Path, int]:

@@ -10,13 +10,10 @@ from pathlib import Path
 
 from demo_run.stack import AUX_LAYERS
 
-from benches.code_draft import held_out_prompts, write_drafts
-from benches.serving import COMMAND_TIMEOUT_S, BenchServer, Reply, ours, swap_in, target_of, without_plugin
+from benches.code_draft import draft_of, held_out_prompts
+from benches.serving import COMMAND_TIMEOUT_S, Reply, ours, plugged, swap_in, target_of, without_plugin
 from benches.settings import Settings
 from tide_daemon.draft import checkpoint
-from tide_daemon.engine.control import ControlClient
-from tide_daemon.engine.sglang.settings import control_socket
-from tide_daemon.engine.sglang.start import command, prepare
 
 NUM_STEPS = 3
 
@@ -29,8 +26,7 @@ async def _run(settings: Settings) -> dict[str, float]:
     target, _ = target_of(settings)
     num_tokens = settings.integer("tokens", 96)
     prompts = held_out_prompts(target)
-    given = settings.text("draft", "")
-    draft = Path.cwd() / given if given else write_drafts(target, settings.work_dir, 1)[0][0]
+    draft = draft_of(settings, target)
     alone = without_plugin(
         target, settings.work_dir / "stock", "stock",
         "--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(draft),
@@ -42,22 +38,18 @@ async def _run(settings: Settings) -> dict[str, float]:
         stock = await alone.answers(prompts, num_tokens, 1)
     finally:
         await alone.stop()
-    plugged = await _under_plugin(target, settings.work_dir / "ours", draft, prompts, num_tokens)
-    figures = {"accept_stock": _accept_length(stock), "accept_tide": _accept_length(plugged)}
+    tide = await _under_plugin(target, settings.work_dir / "ours", draft, prompts, num_tokens)
+    figures = {"accept_stock": _accept_length(stock), "accept_tide": _accept_length(tide)}
     figures["accept_ratio"] = figures["accept_stock"] / figures["accept_tide"]
-    figures["equal"] = sum(a.ids == b.ids for a, b in zip(stock, plugged, strict=True)) / len(prompts)
+    figures["equal"] = sum(a.ids == b.ids for a, b in zip(stock, tide, strict=True)) / len(prompts)
     return figures
 
 
 async def _under_plugin(
     target: Path, folder: Path, draft: Path, prompts: list[list[int]], num_tokens: int
 ) -> list[Reply]:
-    config = ours(target, folder)
-    prepare(config, tuple(AUX_LAYERS))
-    server = BenchServer("ours", *command(config), config.port, config.run_dir)
+    server, control = await plugged(ours(target, folder), tuple(AUX_LAYERS))
     try:
-        await server.ready()
-        control = ControlClient(control_socket(config.run_dir, 0))
         digest = checkpoint.load(draft).digest
         await swap_in(control, draft, 1, digest)
         await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[64, NUM_STEPS]])

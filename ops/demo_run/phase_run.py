@@ -25,6 +25,11 @@ class Load:
     slice_requests: int = 8
     max_tokens: int = 96
 
+    @classmethod
+    def of(cls, concurrency: int) -> "Load":
+        """So many requests at a time, twice as many a slice."""
+        return cls(concurrency, 2 * concurrency)
+
 
 def slices_of(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
     """Prompts in groups of `size`, for ever; a phase that outlives its prompts begins them again."""

@@ -31,18 +31,15 @@ class Results:
 
     slices: list[Measured] = field(default_factory=list)
 
-    def paired(self, phase: str, mode: str) -> list[tuple[Measured, Measured]]:
-        """(TIDE, other) slices of one phase with the same prompts, whole answers only."""
-        tide = {m.group: m for m in self.slices if m.phase == phase and m.mode == "tide"}
-        return [
-            (tide[m.group], m)
-            for m in self.slices
-            if m.phase == phase and m.mode == mode and m.group in tide and not m.result.num_failed
-        ]
+    def paired(self, phase: str | None, mode: str) -> list[tuple[Measured, Measured]]:
+        """(TIDE, other) slices with the same prompts, whole answers only; of all phases where `phase` is None."""
+        chosen = [m for m in self.slices if phase in (None, m.phase) and not m.result.num_failed]
+        tide = {m.group: m for m in chosen if m.mode == "tide"}
+        return [(tide[m.group], m) for m in chosen if m.mode == mode and m.group in tide]
 
-    def ratio(self, phase: str, mode: str) -> float | None:
-        """Token rate of TIDE over that of `mode` on the same prompts, None without pairs."""
-        pairs = self._whole_pairs(phase, mode)
+    def ratio(self, phase: str | None, mode: str) -> float | None:
+        """Token rate of TIDE over that of `mode` on the same prompts, None without pairs; `phase` None: all of them."""
+        pairs = self.paired(phase, mode)
         if not pairs:
             return None
         tide = sum(t.result.num_tokens for t, _ in pairs) / sum(t.result.wall_s for t, _ in pairs)
@@ -53,14 +50,11 @@ class Results:
         """Standard error of `ratio`, from how much the pairs differ; None below three pairs."""
         logs = [
             math.log((t.result.num_tokens / t.result.wall_s) / (o.result.num_tokens / o.result.wall_s))
-            for t, o in self._whole_pairs(phase, mode)
+            for t, o in self.paired(phase, mode)
         ]
         if len(logs) < 3:
             return None
         return statistics.stdev(logs) / math.sqrt(len(logs)) * (self.ratio(phase, mode) or 1.0)
-
-    def _whole_pairs(self, phase: str, mode: str) -> list[tuple[Measured, Measured]]:
-        return [(t, o) for t, o in self.paired(phase, mode) if not t.result.num_failed]
 
     def rate(self, phase: str, mode: str) -> float | None:
         """Tokens a second over all slices of one phase and mode."""

@@ -19,19 +19,20 @@ LINE_EVERY_S = 15.0
 class Screen:
     """Shows the phase, the traffic, the draft and the last decision with its reason."""
 
-    def __init__(self, timeline: Timeline, total_s: float) -> None:
+    def __init__(self, timeline: Timeline, total_s: float, console: Console) -> None:
         self.phase = ""
         self.doing = ""
         self.num_requests = 0
         self.num_failed = 0
         self.num_tokens = 0
         self._timeline = timeline
-        self._console = Console()
+        self._console = console
         self._progress = Progress(
             TextColumn("{task.description:<22}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
+            console=console,
         )
         self._total = self._progress.add_task("whole run", total=total_s)
         self._phase = self._progress.add_task("waiting", total=1.0)

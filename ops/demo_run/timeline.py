@@ -66,6 +66,11 @@ class Timeline:
         elif isinstance(record, DraftManifest):
             self.num_candidates += 1
 
+    @property
+    def num_versions(self) -> int:
+        """How many drafts the server has run so far."""
+        return len({point.draft_version for point in self.points if point.draft_version})
+
     def accept_length_since(self, at: float) -> float | None:
         """Tokens a request and step since `at`, plain steps included; None without a step."""
         points = [p for p in self.points if p.at >= at]

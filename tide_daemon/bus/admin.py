@@ -1,16 +1,18 @@
 """Creates the topology's streams and consumers on a JetStream server, or says how they differ.
 
-Limits (bytes, age, windows) are brought up to date; anything else that differs is somebody's
-decision, so it is named and left alone. A user without the right to create or change may still
-verify: STREAM.INFO and CONSUMER.INFO are enough when all is as it should be.
+Three ways. `ensure`, at the start of a daemon that may: what is missing is made, limits (bytes, age, windows) are
+brought up to date, anything else that differs is somebody's decision, so it is named and left alone. `verify`, for a
+daemon whose user may only look (STREAM.INFO and CONSUMER.INFO): limits are not its business. `migrate`, for an
+operator (`tide-daemon admin init`): whatever the server lets be changed is changed; or, dry, only told.
 """
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Any
 
 from tide_daemon.bus.connection import Connection
 from tide_daemon.bus.topology import ConsumerSpec, StreamSpec, Topology
-from tide_daemon.errors import BusError, BusSetupError
+from tide_daemon.errors import BusError, BusSetupError, BusUnavailableError
 
 _NANO = 1_000_000_000
 _PERSIST_MODE_SINCE = (2, 12)
@@ -18,6 +20,9 @@ _STREAM_LIMITS = {"max_bytes", "max_age", "max_msgs_per_subject", "duplicate_win
 _NO_SPACE = "insufficient storage"
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8)
 _CONSUMER_LIMITS = {"ack_wait", "max_ack_pending", "max_deliver"}
+_STREAM_FIXED = {"name", "storage", "retention", "persist_mode"}
+"""What no update changes; the rest is tried and refused by the server in its own words."""
+_CONSUMER_FIXED = {"durable_name", "ack_policy", "deliver_policy"}
 
 
 async def ensure(connection: Connection, topology: Topology) -> list[str]:
@@ -27,19 +32,23 @@ async def ensure(connection: Connection, topology: Topology) -> list[str]:
         BusSetupError: one line per difference or refusal.
         BusUnavailableError: the server did not answer.
     """
-    changes: list[str] = []
-    problems: list[str] = []
-    for stream in topology.streams:
-        wanted = stream_config(stream, _supports_persist_mode(connection))
-        await _ensure_stream(connection, stream.name, wanted, changes, problems)
-    for consumer in topology.consumers:
-        api = _ConsumerApi(consumer.stream, consumer.name)
-        if not problems:
-            wanted = consumer_config(consumer)
-            await _ensure_one(connection, f"consumer {consumer.name}", api, wanted, changes, problems)
-    if problems:
-        raise BusSetupError("the broker is not set up as needed:\n" + "\n".join(problems))
-    return changes
+    return await _Pass(connection).over(topology)
+
+
+async def verify(connection: Connection, topology: Topology) -> None:
+    """Return if all streams and consumers are there and of the right kind, whatever their limits.
+
+    Raises: as `ensure`.
+    """
+    await _Pass(connection, may_create=False, may_update=False, limits_matter=False).over(topology)
+
+
+async def migrate(connection: Connection, topology: Topology, *, dry_run: bool) -> list[str]:
+    """Bring everything to the topology, what is not a limit too; returns one line per change made, or to be made.
+
+    Raises: as `ensure`; a difference that the server does not let be changed is one.
+    """
+    return await _Pass(connection, may_migrate=True, dry_run=dry_run).over(topology)
 
 
 def stream_config(spec: StreamSpec, persist_mode: bool) -> dict[str, Any]:
@@ -79,6 +88,7 @@ def consumer_config(spec: ConsumerSpec) -> dict[str, Any]:
 
 class _StreamApi:
     limits = _STREAM_LIMITS
+    fixed = _STREAM_FIXED
 
     def __init__(self, name: str) -> None:
         self.info = f"STREAM.INFO.{name}"
@@ -91,6 +101,7 @@ class _StreamApi:
 
 class _ConsumerApi:
     limits = _CONSUMER_LIMITS
+    fixed = _CONSUMER_FIXED
 
     def __init__(self, stream: str, name: str) -> None:
         self.info = f"CONSUMER.INFO.{stream}.{name}"
@@ -101,65 +112,88 @@ class _ConsumerApi:
         return {"stream_name": self._stream, "config": config}
 
 
-async def _ensure_stream(
-    connection: Connection, name: str, wanted: dict[str, Any], changes: list[str], problems: list[str]
-) -> None:
-    """Daemons that start together may create a stream at the same moment. The server then reserves its bytes
-    once for each, and may refuse one of them for want of space; a moment later the stream is there."""
-    refused: list[str] = []
-    for pause_s in (*_PAUSES_S, 0.0):
-        refused = []
-        await _ensure_one(connection, f"stream {name}", _StreamApi(name), wanted, changes, refused)
-        if not any(_NO_SPACE in line for line in refused):
-            break
-        await asyncio.sleep(pause_s)
-    problems += refused
+@dataclass(slots=True)
+class _Pass:
+    """One way through the topology; see the module."""
 
+    connection: Connection
+    may_create: bool = True
+    may_update: bool = True
+    may_migrate: bool = False
+    limits_matter: bool = True
+    dry_run: bool = False
+    changes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
-async def _ensure_one(
-    connection: Connection,
-    what: str,
-    api: _StreamApi | _ConsumerApi,
-    wanted: dict[str, Any],
-    changes: list[str],
-    problems: list[str],
-) -> None:
-    found = await connection.api(api.info)
-    error = found.get("error")
-    if error is not None and error.get("code") != 404:
-        problems.append(f"{what}: {error.get('description')}")
-        return
-    if error is not None:
-        await _apply(connection, f"{what}: create", api.create, api.body(wanted), changes, problems)
-        return
-    config = found["config"]
-    differing = {key for key, value in wanted.items() if _normal(key, config.get(key)) != _normal(key, value)}
-    for key in sorted(differing - api.limits):
-        problems.append(f"{what}: {key} is {config.get(key)!r}, needed is {wanted[key]!r}; change or delete it by hand")
-    if differing and differing <= api.limits:
-        # Keep whatever else an operator set on it.
-        update = api.body({**config, **wanted})
-        named = ", ".join(f"{key} {config.get(key)} -> {wanted[key]}" for key in sorted(differing))
-        await _apply(connection, f"{what}: set {named}", api.update, update, changes, problems)
+    async def over(self, topology: Topology) -> list[str]:
+        persist_mode = _supports_persist_mode(self.connection)
+        for stream in topology.streams:
+            await self._stream(stream.name, stream_config(stream, persist_mode))
+        for consumer in topology.consumers:
+            if not self.problems:
+                api = _ConsumerApi(consumer.stream, consumer.name)
+                await self._one(f"consumer {consumer.name}", api, consumer_config(consumer))
+        if self.problems:
+            raise BusSetupError("the broker is not set up as needed:\n" + "\n".join(self.problems))
+        return self.changes
 
+    async def _stream(self, name: str, wanted: dict[str, Any]) -> None:
+        """Daemons that start together may create a stream at the same moment. The server then reserves its bytes
+        once for each, and may refuse one of them for want of space; a moment later the stream is there."""
+        before = len(self.problems)
+        for pause_s in (*_PAUSES_S, 0.0):
+            del self.problems[before:]
+            await self._one(f"stream {name}", _StreamApi(name), wanted)
+            if not any(_NO_SPACE in line for line in self.problems[before:]):
+                return
+            await asyncio.sleep(pause_s)
 
-async def _apply(
-    connection: Connection,
-    what: str,
-    request: str,
-    body: dict[str, Any],
-    changes: list[str],
-    problems: list[str],
-) -> None:
-    try:
-        answer = await connection.api(request, body)
-    except BusError as refused:
-        problems.append(f"{what}: {refused}")
-        return
-    if "error" in answer:
-        problems.append(f"{what}: {answer['error'].get('description')}")
-    else:
-        changes.append(what)
+    async def _one(self, what: str, api: _StreamApi | _ConsumerApi, wanted: dict[str, Any]) -> None:
+        try:
+            found = await self.connection.api(api.info)
+        except BusUnavailableError:
+            raise
+        except BusError as denied:
+            self.problems.append(f"{what}: {denied}")
+            return
+        error = found.get("error")
+        if error is not None and error.get("code") != 404:
+            self.problems.append(f"{what}: {error.get('description')}")
+        elif error is not None and self.may_create:
+            await self._apply(f"{what}: create", api.create, api.body(wanted))
+        elif error is not None:
+            self.problems.append(f"{what} is missing; `tide-daemon admin init` makes it")
+        else:
+            await self._compare(what, api, wanted, found["config"])
+
+    async def _compare(
+        self, what: str, api: _StreamApi | _ConsumerApi, wanted: dict[str, Any], config: dict[str, Any]
+    ) -> None:
+        differing = {key for key, value in wanted.items() if _normal(key, config.get(key)) != _normal(key, value)}
+        if not self.limits_matter:
+            differing -= api.limits
+        mine = (differing - api.fixed) if self.may_migrate else (differing & api.limits)
+        for key in sorted(differing - mine):
+            advice = "delete it by hand to have it made anew" if self.may_migrate else "run `tide-daemon admin init`"
+            self.problems.append(f"{what}: {key} is {config.get(key)!r}, needed is {wanted[key]!r}; {advice}")
+        if mine and mine == differing and self.may_update:
+            named = ", ".join(f"{key} {config.get(key)} -> {wanted[key]}" for key in sorted(mine))
+            # Keep whatever else an operator set on it.
+            await self._apply(f"{what}: set {named}", api.update, api.body({**config, **wanted}))
+
+    async def _apply(self, what: str, request: str, body: dict[str, Any]) -> None:
+        if self.dry_run:
+            self.changes.append(what)
+            return
+        try:
+            answer = await self.connection.api(request, body)
+        except BusError as refused:
+            self.problems.append(f"{what}: {refused}")
+            return
+        if "error" in answer:
+            self.problems.append(f"{what}: {answer['error'].get('description')}")
+        else:
+            self.changes.append(what)
 
 
 def _normal(key: str, value: Any) -> Any:

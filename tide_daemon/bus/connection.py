@@ -15,6 +15,7 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nats.errors
@@ -118,6 +119,7 @@ class Connection:
         if settings.tls is not None:
             auth["tls"] = settings.tls
         if settings.nkey_seed_file:
+            _check_seed(settings.nkey_seed_file)
             auth["nkeys_seed"] = settings.nkey_seed_file
         if settings.credentials_file:
             auth["user_credentials"] = settings.credentials_file
@@ -314,6 +316,16 @@ class Connection:
     def _changed(self) -> None:
         for callback in list(self.on_change):
             callback()
+
+
+def _check_seed(path: str) -> None:
+    """BusSetupError unless the file holds an nkey seed; nats-py would fail later, with nkeys' own error."""
+    import nkeys  # only users with keys need it
+
+    try:
+        nkeys.from_seed(bytearray(Path(path).read_bytes().strip()))
+    except (OSError, ValueError, nkeys.NkeysError) as error:
+        raise BusSetupError(f"bus.nkey_file: {path} cannot be read or holds no nkey seed ({error})") from error
 
 
 def status(message: Msg) -> str:

@@ -46,6 +46,14 @@ class JetStreamBus:
         """Create, update or verify streams and consumers; see admin.ensure."""
         return await admin.ensure(self.connection, self._topology)
 
+    async def verify(self) -> None:
+        """Look at streams and consumers; see admin.verify."""
+        await admin.verify(self.connection, self._topology)
+
+    async def migrate(self, *, dry_run: bool) -> list[str]:
+        """Bring streams and consumers to the topology, or tell how they differ; see admin.migrate."""
+        return await admin.migrate(self.connection, self._topology, dry_run=dry_run)
+
     @property
     def max_payload(self) -> int:
         """See port.Bus.max_payload."""

@@ -8,6 +8,7 @@ What each stream is for, and what happens when it is full:
     TIDE_TARGET   the target's frozen rows; a full stream refuses
     TIDE_CONTROL  desired state; one message a subject, the last one counts
     TIDE_JOURNAL  every decision with its cause; oldest go first
+    TIDE_OPERATOR what operators asked; one message a request, gone after an hour
     TIDE_DEAD     advisories about messages that were given up; the messages stay in their stream
     KV_TIDE_LEASE the leases, a KV bucket with a time to live per key
 """
@@ -191,6 +192,7 @@ def build_topology(limits: TopologyLimits) -> Topology:
         ),
         stream("TIDE_CONTROL", (f"{ROOT}.control.>",), limits.control_max_bytes, 0.0, max_per_subject=1),
         stream("TIDE_JOURNAL", (f"{ROOT}.journal.>",), limits.journal_max_bytes, limits.journal_max_age_s),
+        stream("TIDE_OPERATOR", (f"{ROOT}.operator.>",), MIB, HOUR_S, max_per_subject=1),
         stream(
             "TIDE_DEAD",
             (f"{_ADVISORY}.MAX_DELIVERIES.TIDE_HIDDEN.>", f"{_ADVISORY}.MSG_TERMINATED.TIDE_HIDDEN.>"),

@@ -5,7 +5,9 @@ Each rule adds a sentence that says what is wrong and what to change; load.py ra
 
 import ipaddress
 import itertools
+import re
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from tide_daemon.config.sections import ROLES, SECTION_ROLES, Config, all_settings
 
@@ -54,6 +56,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def show_address(url: str) -> str:
+    """An address without user and password."""
+    return re.sub(r"//[^/@\s]+@", "//", url)
+
+
+def _is_near(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
+
+
 def _missing(config: Config, roles: Sequence[str]) -> list[str]:
     problems = []
     for setting in all_settings():
@@ -75,6 +86,12 @@ def _bus_problems(config: Config, roles: Sequence[str]) -> list[str]:
         problems.append(f"bus.replicas: must be 1, 3 or 5, got {bus.replicas}")
     if not bus.url and set(roles) != set(ROLES):
         problems.append("bus.url: must name the NATS server; only --role all starts a private one")
+    outside = [address for address in bus.url.split(",") if address.startswith("nats://") and not _is_near(address)]
+    if outside and not bus.allow_plaintext:
+        problems.append(
+            f"bus.url: {show_address(outside[0])} is another machine and not encrypted; "
+            "begin it with tls://, or set bus.allow_plaintext"
+        )
     tls_files = {"tls_ca_file": bus.tls_ca_file, "tls_cert_file": bus.tls_cert_file, "tls_key_file": bus.tls_key_file}
     given = [name for name, path in tls_files.items() if path is not None]
     if given and not bus.url.startswith("tls://"):

@@ -39,6 +39,7 @@ class NodeConfig:
         unit="s",
         minimum=0.1,
         maximum=3600,
+        reloads=True,
     )
     restart_backoff_max_s: float = setting(
         30.0,
@@ -66,6 +67,14 @@ class BusConfig:
     tls_ca_file: Path | None = setting(None, "Certificates that may sign the server's. Needs a tls:// address.")
     tls_cert_file: Path | None = setting(None, "This client's certificate, for mutual TLS.")
     tls_key_file: Path | None = setting(None, "Private key of tls_cert_file.")
+    allow_plaintext: bool = setting(
+        False,
+        "Talk to a broker on another machine without TLS: prompts can be read off the hidden states on the wire.",
+    )
+    manage_streams: bool = setting(
+        True,
+        "Make and update streams at the start. False for users that may not: `tide-daemon admin init` does it.",
+    )
     connect_timeout_s: float = setting(
         20.0,
         "The first connection must succeed within this, or the daemon ends with exit code 3. A server goes on trying.",
@@ -73,7 +82,9 @@ class BusConfig:
         minimum=0.5,
         maximum=600,
     )
-    domain: str = setting("", "JetStream domain of the streams; empty for the server's own.")
+    domain: str = setting(
+        "", "JetStream domain of the streams; empty for the server's own, tide for users of `tide-daemon admin users`."
+    )
     replicas: int = setting(1, "Servers of a cluster that hold each stream: 1, 3 or 5.", minimum=1, maximum=5)
     hidden_max_bytes: int = setting(
         1 * GIB, "Size of the hidden-state stream; the oldest go first.", unit="bytes", minimum=16 * MIB
@@ -108,6 +119,7 @@ class StatusConfig:
         "Clients must send it as `Authorization: Bearer TOKEN` (the page: #TOKEN after the address).",
         pattern=(r"[\x21-\x7e]{16,256}", "16 to 256 printable characters without blanks"),
         secret=True,
+        reloads=True,
     )
 
 
@@ -115,7 +127,12 @@ class StatusConfig:
 class LogConfig:
     """What goes to stdout."""
 
-    level: str = setting("info", "Least severe record that is written.", choices=("debug", "info", "warning", "error"))
+    level: str = setting(
+        "info",
+        "Least severe record that is written.",
+        choices=("debug", "info", "warning", "error"),
+        reloads=True,
+    )
     format: str = setting(
         "auto", "auto: readable on a terminal, one JSON object a line otherwise.", choices=("auto", "console", "json")
     )

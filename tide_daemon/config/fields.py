@@ -38,6 +38,7 @@ class Rules:
         effective_for: roles that read it; empty: those of the section.
         computed: in words, how the value is found when it is left empty.
         secret: never printed.
+        reloads: takes effect at SIGHUP, without a restart.
     """
 
     meaning: str
@@ -50,6 +51,7 @@ class Rules:
     effective_for: tuple[str, ...] = ()
     computed: str = ""
     secret: bool = False
+    reloads: bool = False
 
 
 def setting(
@@ -65,9 +67,12 @@ def setting(
     effective_for: tuple[str, ...] = (),
     computed: str = "",
     secret: bool = False,
+    reloads: bool = False,
 ) -> typing.Any:
     """A dataclass field that is a setting; see Rules for the arguments."""
-    rules = Rules(meaning, unit, minimum, maximum, choices, pattern, required_for, effective_for, computed, secret)
+    rules = Rules(
+        meaning, unit, minimum, maximum, choices, pattern, required_for, effective_for, computed, secret, reloads
+    )
     return dataclasses.field(default=default, metadata={"rules": rules})
 
 

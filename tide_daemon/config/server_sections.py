@@ -40,10 +40,19 @@ class CaptureConfig:
     """What leaves the engine as training signal, and in which form."""
 
     sample_rate: float = setting(
-        1.0, "Share of requests that may be captured; the controller can only lower it.", minimum=0, maximum=1
+        1.0,
+        "Share of requests that may be captured; the controller can only lower it.",
+        minimum=0,
+        maximum=1,
+        reloads=True,
     )
     max_rows: int = setting(
-        0, "At most this many rows of one request; 0 for all.", unit="rows", minimum=0, maximum=1 << 20
+        0,
+        "At most this many rows of one request; 0 for all.",
+        unit="rows",
+        minimum=0,
+        maximum=1 << 20,
+        reloads=True,
     )
     prompt_workloads: bool = setting(
         True,

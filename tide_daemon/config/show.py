@@ -60,6 +60,8 @@ def _description(setting: Setting) -> str:
     text = f"{setting.rules.meaning} ({', '.join(facts)}; {setting.variable})"
     if setting.rules.computed:
         text += f" Empty: {setting.rules.computed}."
+    if setting.rules.reloads:
+        text += " Takes effect at a reload (SIGHUP)."
     if setting.rules.required_for:
         text += f" Required for the role {', '.join(setting.rules.required_for)}."
     return text

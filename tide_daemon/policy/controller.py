@@ -16,7 +16,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from tide_daemon.policy import collection, gate, node_view, pool, rollout, snapshot
+from tide_daemon.policy import collection, gate, node_view, pool, requests, rollout, snapshot
 from tide_daemon.policy.acceptance import token_accept_prob
 from tide_daemon.policy.asked import Asked
 from tide_daemon.policy.collection import CollectionState
@@ -26,6 +26,7 @@ from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
     FleetState,
+    OperatorRequested,
     ServerFound,
     ServerReported,
     StepsTable,
@@ -34,7 +35,7 @@ from tide_daemon.policy.events import (
     TrainerReported,
     event_cause,
 )
-from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer
+from tide_daemon.policy.instructions import Answered, FleetMoved, Instruction, Judged, SetServer
 from tide_daemon.policy.node import NodeState, OfflineScore
 from tide_daemon.policy.pool_try import PoolTry, best_of, judge_pool, not_held
 from tide_daemon.policy.roster import Roster
@@ -107,17 +108,18 @@ class Controller:
             case TrainerFound():
                 self.trainers.found(event)
                 self.pool_try.adopt(event)
-            case Tick():
+            case Tick() | OperatorRequested():
                 pass
             case _:
                 raise TypeError(f"unknown event {type(event).__name__}")
         self._roster.expire(self.now, self.settings.lost_after_s)
         cause = event_cause(event)
+        answers = self._answer(event, cause) if isinstance(event, OperatorRequested) else []
         verdicts = [*self._judge(cause), *self._judge_pool(cause)]
         self._roll_out(reporter, ticked=isinstance(event, Tick))
         trainers = self._set_trainers(cause, of_trainers=isinstance(event, (TrainerReported, Tick)))
         servers = self._set_servers(cause, reporter)
-        return [*verdicts, *self._keep_fleet(cause), *servers, *trainers]
+        return [*answers, *verdicts, *self._keep_fleet(cause), *servers, *trainers]
 
     def state_map(self) -> dict[str, Any]:
         """A snapshot as plain types; see snapshot.py."""
@@ -218,10 +220,31 @@ class Controller:
 
     # What follows
 
+    def _answer(self, event: OperatorRequested, cause: str) -> list[Instruction]:
+        """Do what an operator asks, unless it was answered before or cannot be done."""
+        if requests.was_answered(self.fleet, event.request):
+            return []
+        outcome = requests.answer(self.fleet, event, self.now)
+        if outcome.granted and event.action == "forget":
+            self.pending = [candidate for candidate in self.pending if candidate.version != event.version]
+        before, self.fleet = self.fleet, pool.follow(self.fleet, outcome.fleet, self.settings)
+        if outcome.granted and event.action == "forget":
+            self.fleet = pool.without(self.fleet, (event.version,))
+        if before.serving_version != self.fleet.serving_version:
+            self._another_draft(before)
+            score = self._offline.get(self.fleet.serving_version)
+            self.fleet = replace(self.fleet, offline_accept_length=1.0 if score is None else score.accept_length)
+        if before.stage != self.fleet.stage or before.serving_version != self.fleet.serving_version:
+            self._roster.outstanding.clear()
+        answer = "granted" if outcome.granted else "refused"
+        reason = f"{event.action.replace('_', ' ')}, asked by {event.operator}, is {answer}: {outcome.reason}"
+        self._moved = (reason, {})
+        return [Answered(event.request, outcome.granted, cause, reason, {})]
+
     def _judge(self, cause: str) -> list[Instruction]:
         """Ask the gate about waiting candidates, oldest first; none while a canary or the rest is under way."""
         instructions: list[Instruction] = []
-        while self.pending and self.fleet.stage in (rollout.STEADY, rollout.WATCH):
+        while self.pending and not self.fleet.pinned and self.fleet.stage in (rollout.STEADY, rollout.WATCH):
             canary = self._pick_canary()
             if canary is None:
                 break
@@ -238,7 +261,7 @@ class Controller:
     def _judge_pool(self, cause: str) -> list[Instruction]:
         """Ask the gate about earlier drafts that were scored; the best of those that pass goes to a canary."""
         scored, scoring = self.pool_try.answer(self.trainers), self.pool_try.under_way
-        free = not self.pending and self.fleet.stage in (rollout.STEADY, rollout.WATCH)
+        free = not (self.pending or self.fleet.pinned) and self.fleet.stage in (rollout.STEADY, rollout.WATCH)
         if scored is None or scoring is None or not free or (canary := self._pick_canary()) is None:
             return []
         verdicts = judge_pool(scored, self.fleet, self.now, scoring.trainer, self.settings)

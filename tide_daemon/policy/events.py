@@ -182,6 +182,20 @@ class CandidatePublished:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorRequested:
+    """A person asked for something; see requests.py. `version` is NO_DRAFT where none is named."""
+
+    at: float
+    request: str
+    asked_at: float
+    operator: str
+    action: str
+    version: int
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time went on."""
 
@@ -277,6 +291,8 @@ class FleetState:
         pool: drafts that were served before and may be again, by version.
         lengths, outdated, settled: of the serving draft, as in PastDraft.
         candidate_lengths: the same of the candidate.
+        pinned: an operator wants nothing promoted.
+        answered: operators' requests that were answered, newest last.
     """
 
     serving_version: int = NO_DRAFT
@@ -302,9 +318,20 @@ class FleetState:
     candidate_lengths: tuple[tuple[str, float], ...] = ()
     canary_accept_length: float = 0.0
     canary_num_steps: int = 0
+    pinned: bool = False
+    answered: tuple[str, ...] = ()
 
 
-Event = ServerReported | TrainerReported | CandidatePublished | Tick | ControllerStarted | ServerFound | TrainerFound
+Event = (
+    ServerReported
+    | TrainerReported
+    | CandidatePublished
+    | Tick
+    | ControllerStarted
+    | ServerFound
+    | TrainerFound
+    | OperatorRequested
+)
 
 _KINDS: dict[str, type[Any]] = {
     "server_reported": ServerReported,
@@ -314,6 +341,7 @@ _KINDS: dict[str, type[Any]] = {
     "controller_started": ControllerStarted,
     "server_found": ServerFound,
     "trainer_found": TrainerFound,
+    "operator_requested": OperatorRequested,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -347,4 +375,6 @@ def event_cause(event: Event) -> str:
             return f"trainer_reported {event.trainer} {event.sequence}"
         case CandidatePublished():
             return f"candidate_published {event.version}"
+        case OperatorRequested():
+            return f"operator_requested {event.action} {event.request}"
     return event_name(event)

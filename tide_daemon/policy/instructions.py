@@ -1,6 +1,6 @@
 """What the policy answers. Each instruction carries the event that caused it, a sentence and the numbers.
 
-SetServer and SetTrainer become desired state. Judged and FleetMoved go to the journal only:
+SetServer and SetTrainer become desired state. Judged, Answered and FleetMoved go to the journal only:
 they say why, and FleetMoved is what the next leader starts from.
 """
 
@@ -88,12 +88,24 @@ class FleetMoved:
     collection: CollectionState | None = None
 
 
-Instruction = SetServer | SetTrainer | Judged | FleetMoved
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answer to an operator's request; `granted` False: nothing was changed."""
+
+    request: str
+    granted: bool
+    cause: str
+    reason: str
+    numbers: dict[str, float]
+
+
+Instruction = SetServer | SetTrainer | Judged | Answered | FleetMoved
 
 _KINDS: dict[str, type[Any]] = {
     "set_server": SetServer,
     "set_trainer": SetTrainer,
     "judged": Judged,
+    "answered": Answered,
     "fleet_moved": FleetMoved,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}

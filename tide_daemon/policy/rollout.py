@@ -33,7 +33,7 @@ from tide_daemon.policy.settings import PolicySettings
 
 STEADY, CANARY, REST, WATCH = "steady", "canary", "rest", "watch"
 _WAIT, _PASS, _FAIL = "wait", "pass", "fail"
-_KEPT_VERSIONS = 256
+KEPT_VERSIONS = 256
 _ONE_SIDED_Z = 1.645
 
 
@@ -80,12 +80,12 @@ def begin(
 
 def with_judged(fleet: FleetState, version: int) -> FleetState:
     """The state after the gate answered for a version."""
-    return replace(fleet, judged=(*fleet.judged, version)[-_KEPT_VERSIONS:])
+    return replace(fleet, judged=(*fleet.judged, version)[-KEPT_VERSIONS:])
 
 
 def was_judged(fleet: FleetState, version: int) -> bool:
     """Whether the gate has answered for it, now or so long ago that it is forgotten."""
-    forgotten = len(fleet.judged) == _KEPT_VERSIONS and version < min(fleet.judged)
+    forgotten = len(fleet.judged) == KEPT_VERSIONS and version < min(fleet.judged)
     return forgotten or version in fleet.judged
 
 
@@ -251,7 +251,8 @@ def _to_steady(fleet: FleetState, at: float) -> FleetState:
     return replace(fleet, stage=STEADY, since=at)
 
 
-def _drop_candidate(fleet: FleetState, at: float) -> FleetState:
+def drop_candidate(fleet: FleetState, at: float) -> FleetState:
+    """The state after a canary failed, or was ended."""
     return replace(
         fleet,
         stage=STEADY,
@@ -259,29 +260,30 @@ def _drop_candidate(fleet: FleetState, at: float) -> FleetState:
         candidate_version=NO_DRAFT,
         candidate_digest="",
         canary="",
-        refused=(*fleet.refused, fleet.candidate_version)[-_KEPT_VERSIONS:],
+        refused=(*fleet.refused, fleet.candidate_version)[-KEPT_VERSIONS:],
     )
 
 
-def _roll_back(fleet: FleetState, at: float) -> FleetState:
+def roll_back(fleet: FleetState, at: float) -> FleetState:
+    """The state after what is served was given up for what was served before."""
     return replace(
         fleet,
         stage=STEADY,
         since=at,
         serving_version=fleet.previous_version,
         serving_digest=fleet.previous_digest,
-        refused=(*fleet.refused, fleet.serving_version)[-_KEPT_VERSIONS:],
+        refused=(*fleet.refused, fleet.serving_version)[-KEPT_VERSIONS:],
     )
 
 
 _CHECKS = {CANARY: _check_canary, REST: _check_rest, WATCH: _check_watch}
 _TRANSITIONS = {
     (CANARY, _PASS): _to_rest,
-    (CANARY, _FAIL): _drop_candidate,
+    (CANARY, _FAIL): drop_candidate,
     (REST, _PASS): _to_watch,
-    (REST, _FAIL): _roll_back,
+    (REST, _FAIL): roll_back,
     (WATCH, _PASS): _to_steady,
-    (WATCH, _FAIL): _roll_back,
+    (WATCH, _FAIL): roll_back,
 }
 
 

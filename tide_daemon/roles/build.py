@@ -28,6 +28,15 @@ def build_role(name: str, config: Config, bus: Bus) -> Role:
     return _BUILDERS[name](config, bus)
 
 
+def reconfigure(name: str, role: Role, config: Config) -> None:
+    """Have a running role take over the settings that may change while it runs (Rules.reloads)."""
+    if name == "server":
+        from tide_daemon.roles.server import ServerRole
+
+        assert isinstance(role, ServerRole), "built above"
+        role.limit_capture(config.capture.sample_rate, config.capture.max_rows)
+
+
 def _controller(config: Config, bus: Bus) -> Role:
     from tide_daemon.policy.settings import PolicySettings
     from tide_daemon.roles.controller import ControllerRole

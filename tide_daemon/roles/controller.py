@@ -41,6 +41,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
 from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
+from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.leadership import lease_name
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import Decision, Record
@@ -48,6 +49,7 @@ from tide_daemon.wire.records import Decision, Record
 log = structlog.get_logger()
 
 _QUEUE_EVENTS = 1000
+_MIN_TURN_LIMIT_S = 60.0
 _KEPT_DECISIONS = 50
 
 
@@ -101,12 +103,16 @@ class ControllerRole:
         self._num_decisions = 0
         self._decisions: deque[dict[str, object]] = deque(maxlen=_KEPT_DECISIONS)
         self._problem = ""
+        # A write is given up with the lease, so no turn takes much longer than its time to live.
+        self._heartbeat = Heartbeat({"decide": max(_MIN_TURN_LIMIT_S, 6.0 * lease_ttl_s)})
 
     async def run(self, stop: asyncio.Event) -> None:
         """Lead whenever the lease can be had, until `stop` is set; then give it back."""
         stopping = asyncio.create_task(stop.wait())
+        self._heartbeat.start()
         try:
             while not stop.is_set():
+                self._heartbeat.beat("decide")
                 token = await self._acquire()
                 if token is not None:
                     await self._lead(token, stopping)
@@ -122,6 +128,10 @@ class ControllerRole:
     def ready(self) -> bool:
         """True while the broker answers: leading or standing by are both its work."""
         return self._bus.connected
+
+    def late(self) -> Mapping[str, float]:
+        """See port.Role.late. A leader decides at least every tick; one that stands by asks for the lease."""
+        return self._heartbeat.late()
 
     def health(self) -> Mapping[str, str]:
         """Each dependency: "ok" or what is wrong."""
@@ -144,6 +154,7 @@ class ControllerRole:
             state = self._reign.policy.state_map()
             shown |= state
             shown["serving_version"] = state["fleet"]["serving_version"]
+            shown["pinned"] = state["fleet"]["pinned"]
             shown["num_nodes"] = sum(node["alive"] for node in state["nodes"].values())
             shown["num_trainers"] = sum(trainer["alive"] for trainer in state["trainers"].values())
         return shown
@@ -175,6 +186,7 @@ class ControllerRole:
                 self._listen(reign, subjects.all_reports(model, "server"), "new"),
                 self._listen(reign, subjects.all_reports(model, "trainer"), "new"),
                 self._listen(reign, subjects.all_manifests(model), "all"),
+                self._listen(reign, subjects.all_operator_requests(model), "all"),
             )
         ]
         try:
@@ -217,6 +229,7 @@ class ControllerRole:
         self._reign = reign
         while True:
             record = await reign.queue.get()
+            self._heartbeat.beat("decide")
             if record is None:
                 await self._decide(reign, Tick(self._clock.time()))
                 continue

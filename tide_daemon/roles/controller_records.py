@@ -6,6 +6,7 @@ The policy does not know the wire; this is where their fields meet.
 from tide_daemon.policy.events import (
     CandidatePublished,
     Event,
+    OperatorRequested,
     PoolScored,
     PositionScored,
     RequestScored,
@@ -19,12 +20,13 @@ from tide_daemon.policy.events import (
     WorkloadStored,
     event_name,
 )
-from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
+from tide_daemon.policy.instructions import Answered, FleetMoved, Instruction, Judged, SetServer, SetTrainer
 from tide_daemon.wire.records import (
     DesiredServer,
     DesiredTrainer,
     DraftManifest,
     NodeReport,
+    OperatorRequest,
     PoolScore,
     Record,
     RequestScore,
@@ -93,6 +95,17 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 record.num_train_tokens,
                 record.num_steps,
                 scores,
+            )
+        case OperatorRequest():
+            return OperatorRequested(
+                at,
+                record.request_id,
+                record.at,
+                record.operator,
+                record.action,
+                record.version,
+                record.digest,
+                record.reason,
             )
     return None
 
@@ -178,7 +191,7 @@ def desired_record(instruction: Instruction, fencing_token: int, at: float) -> D
                 instruction.pool_scoring,
                 instruction.pool_requests,
             )
-        case Judged() | FleetMoved():
+        case Judged() | Answered() | FleetMoved():
             return None
 
 
@@ -195,8 +208,10 @@ def summary(event: Event, instructions: list[Instruction]) -> tuple[str, dict[st
                 sentences.append(f"{instruction.trainer}: {instruction.reason}")
             case Judged():
                 sentences.append(f"version {instruction.version}, {instruction.verdict}: {instruction.reason}")
+            case Answered():
+                sentences.append(instruction.reason)
             case FleetMoved():
-                # A verdict's own sentence says the same as the move that follows from it.
-                if not any(isinstance(other, Judged) for other in instructions):
+                # A verdict's or an answer's own sentence says the same as the move that follows from it.
+                if not any(isinstance(other, Judged | Answered) for other in instructions):
                     sentences.append(instruction.reason)
     return "; ".join(sentences)[:_MAX_REASON], instructions[0].numbers

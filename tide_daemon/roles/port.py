@@ -35,3 +35,7 @@ class Role(Protocol):
     def ready(self) -> bool:
         """Whether it can do its work now."""
         ...
+
+    def late(self) -> Mapping[str, float]:
+        """Its loops that wait for something that never comes, and for how many seconds; see heartbeat.py."""
+        ...

@@ -9,7 +9,7 @@ obeys is behind engine/port.py.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import pace
 from tide_daemon.roles.controller_records import event_of_record
 from tide_daemon.roles.convergence import Convergence
+from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.leadership import Leadership
 from tide_daemon.roles.node_report import ReportBuilder
 from tide_daemon.wire import envelope, subjects
@@ -68,6 +69,9 @@ _TARGET_ROWS = "target_rows"
 _LOOKS, _MIN_LOOK_S = 3, 0.1
 _CALM_S = 10.0
 """A loop that has run this long since it failed counts as well again."""
+
+_TURN_LIMITS_S = {"observe": 600.0}
+"""A turn may fetch a draft of gigabytes. The other loops are not watched: they wait for the broker by design."""
 
 REPORT_BYTES = 1 << 20
 """About a thousand reports: what may wait while the broker is away."""
@@ -118,6 +122,7 @@ class ServerRole:
         self._rows_taken = 0
         self._chunks_refused = 0
         self._failed: dict[str, str] = {}
+        self._heartbeat = Heartbeat(_TURN_LIMITS_S)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then stop the engine. Cancellation stops it as well."""
@@ -127,6 +132,7 @@ class ServerRole:
 
     async def _run(self, stop: asyncio.Event) -> None:
         await self._engine.start()
+        self._heartbeat.start()
         works = {
             "ship": self._ship,
             "observe": self._observe,
@@ -195,6 +201,7 @@ class ServerRole:
         """Converge the engine and report, at the report's pace."""
         while True:
             started = time.monotonic()
+            self._heartbeat.beat("observe")
             stats = self._stats = await self._engine.stats()
             await self._convergence.converge(stats)
             if self._convergence.last_error:
@@ -270,6 +277,14 @@ class ServerRole:
     def ready(self) -> bool:
         """True once the engine takes requests."""
         return self._stats is not None and self._stats.state in ("ready", "capture_off")
+
+    def late(self) -> Mapping[str, float]:
+        """See port.Role.late."""
+        return self._heartbeat.late()
+
+    def limit_capture(self, max_sample_rate: float, max_rows: int) -> None:
+        """This node's own limits on capture from now on; see ServerSettings."""
+        self._convergence.max_sample_rate, self._convergence.max_rows = max_sample_rate, max_rows
 
     def health(self) -> dict[str, str]:
         """Each dependency: "ok" or what is wrong."""

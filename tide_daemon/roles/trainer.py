@@ -17,6 +17,7 @@ from tide_daemon.bus.port import Bus
 from tide_daemon.errors import BusError, DraftError, StoreError, WireError
 from tide_daemon.roles.draft_catalog import DraftCatalog
 from tide_daemon.roles.draft_fetch import DraftFetcher
+from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.target_rows import fetch_target_rows, is_intact
 from tide_daemon.roles.target_spec import SpecKeeper
 from tide_daemon.roles.trainer_ingest import Ingest
@@ -34,6 +35,8 @@ log = structlog.get_logger()
 _RETRY_S = 2.0
 _POLL_S = 0.5
 _MAX_PROBLEM_CHARS = 500
+_TURN_LIMITS_S = {"ingest": 300.0, "report": 60.0}
+"""Rounds last for hours and have their own watch: trainer/worker_link.py ends a worker that falls silent."""
 
 
 class TrainerRole:
@@ -54,7 +57,10 @@ class TrainerRole:
         self._state_dir = state_dir
         self._target_is_here = False
         self._specs = SpecKeeper(state_dir, settings.model, settings.target_path)
-        self._ingest = Ingest(bus, settings, state_dir / "store", self._specs, time.time)
+        self._heartbeat = Heartbeat(_TURN_LIMITS_S)
+        self._ingest = Ingest(
+            bus, settings, state_dir / "store", self._specs, time.time, lambda: self._heartbeat.beat("ingest")
+        )
         self._link = WorkerLink(settings, state_dir)
         self._catalog = DraftCatalog(bus, settings.model, settings.keep_versions)
         # Earlier drafts are scored together, so all of them and the serving one have to be there at once.
@@ -71,6 +77,7 @@ class TrainerRole:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then checkpoint and return. Cancellation ends the worker at once."""
+        self._heartbeat.start()
         loops = [
             asyncio.create_task(loop)
             for loop in (self._ingest.run(), self._follow(), self._catalog.run(), self._train(), self._report())
@@ -194,6 +201,7 @@ class TrainerRole:
     async def _report(self) -> None:
         """Tell the controller; a report that cannot be sent is followed by a newer one."""
         while True:
+            self._heartbeat.beat("report")
             await self._ingest.count_from(self._runner.cursor())
             self._sequence += 1
             report = self._make_report(time.time())
@@ -248,6 +256,10 @@ class TrainerRole:
     def ready(self) -> bool:
         """True once the broker answers and the disk takes samples."""
         return self._bus.connected and not self._ingest.problem
+
+    def late(self) -> Mapping[str, float]:
+        """See port.Role.late."""
+        return self._heartbeat.late()
 
     def health(self) -> Mapping[str, str]:
         """Each dependency: "ok" or what is wrong."""

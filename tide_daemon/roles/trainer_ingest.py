@@ -62,13 +62,20 @@ class Ingest:
     """Owner of the sample store and of the pull consumer."""
 
     def __init__(
-        self, bus: Bus, settings: TrainerSettings, folder: Path, specs: SpecKeeper, now: Callable[[], float]
+        self,
+        bus: Bus,
+        settings: TrainerSettings,
+        folder: Path,
+        specs: SpecKeeper,
+        now: Callable[[], float],
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open the store. Raises StoreError when it cannot be used."""
+        """Open the store; `beat` is called at each turn of `run`. Raises StoreError when it cannot be used."""
         self._bus = bus
         self._settings = settings
         self._specs = specs
         self._now = now
+        self._beat = beat
         limits = StoreLimits(settings.store_max_bytes, settings.store_max_age_s, settings.segment_bytes)
         self._store = SampleStore(folder, limits, now)
         # One thread owns the store: its calls never overlap, and one that began ends even if its waiter is cancelled.
@@ -89,6 +96,7 @@ class Ingest:
         try:
             while True:
                 batch = await fetching
+                self._beat()
                 # The next batch travels while this one is decoded and synced.
                 fetching = asyncio.create_task(self._fetch(puller))
                 if batch:
@@ -109,6 +117,7 @@ class Ingest:
             except BusUnavailableError as error:
                 log.warning("consumer_not_bound", error=str(error))
             await asyncio.sleep(_RETRY_S)
+            self._beat()
 
     async def _fetch(self, puller: Puller) -> Sequence[Delivery]:
         settings = self._settings
@@ -172,6 +181,7 @@ class Ingest:
                     log.error("samples_not_stored", error=str(error), chunks=len(messages))
                 self.problem = str(error)
             await asyncio.sleep(_RETRY_S)
+            self._beat()
             for delivery in batch:
                 try:
                     await delivery.in_progress()

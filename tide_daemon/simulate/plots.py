@@ -35,12 +35,12 @@ def draw(result: dict[str, Any], folder: Path) -> Path:
             axis.axvline(phase["at_s"] / 3600, color="lightgray", linestyle=":", linewidth=0.8)
     figure.suptitle(f"{result['title']} (seed {result['seed']})")
     path = folder / f"{result['scenario']}.png"
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     return path
 
 
 def _fixed_lines(axis: Any, result: dict[str, Any]) -> None:
-    """Each fixed policy's mean speed in each phase, with its best number of steps there."""
+    """Each fixed policy's mean speed in each phase, with its best number of steps there; and all devices serving."""
     colours = {"static": "tab:orange", "newest": "tab:brown"}
     for policy, colour in colours.items():
         for index, phase in enumerate(result["phases"]):
@@ -49,6 +49,10 @@ def _fixed_lines(axis: Any, result: dict[str, Any]) -> None:
                 begin, end = phase["at_s"] / 3600, (phase["at_s"] + phase["seconds"]) / 3600
                 label = f"{policy} (best steps by phase)" if index == 0 else None
                 axis.hlines(counted[policy] / counted["plain"], begin, end, color=colour, linestyle="--", label=label)
+    tokens = result["tokens_by_policy"]
+    if tokens.get("all_serve_plain") and tokens.get("plain"):
+        height = tokens["all_serve_plain"] / tokens["plain"]
+        axis.axhline(height, color="tab:red", linestyle=":", label="plain, those that train serve as well")
 
 
 def _versions(axis: Any, result: dict[str, Any]) -> None:
@@ -57,6 +61,7 @@ def _versions(axis: Any, result: dict[str, Any]) -> None:
     served = [version for _, version in result["versions"]]
     axis.step(at, [*served, served[-1]], where="post", color="tab:blue")
     axis.set_ylabel("serving version")
+    axis.yaxis.get_major_locator().set_params(integer=True)
     labelled = set()
     for decision in result["decisions"]:
         kind = "rolled back" if "rolled back" in decision["text"] else decision["kind"]

@@ -45,12 +45,20 @@ class StatusSettings:
     token: str = ""
 
 
+@dataclass(slots=True)
+class Token:
+    """What clients have to send, "" for nothing. It may change while the endpoint runs."""
+
+    value: str = ""
+
+
 class StatusServer:
     """The running endpoint. `port` is the real one when the settings said 0."""
 
     def __init__(self, source: Source, settings: StatusSettings) -> None:
         self._settings = settings
-        self._runner = web.AppRunner(make_app(source, settings.token), access_log=None, shutdown_timeout=1.0)
+        self._token = Token(settings.token)
+        self._runner = web.AppRunner(make_app(source, self._token), access_log=None, shutdown_timeout=1.0)
         self.port = settings.port
 
     async def start(self) -> None:
@@ -71,12 +79,16 @@ class StatusServer:
             ) from error
         self.port = self._runner.addresses[0][1]
 
+    def change_token(self, token: str) -> None:
+        """Ask for another token from now on."""
+        self._token.value = token
+
     async def stop(self) -> None:
         """Close the listening socket and what is open."""
         await self._runner.cleanup()
 
 
-def make_app(source: Source, token: str = "") -> web.Application:
+def make_app(source: Source, token: Token | str = "") -> web.Application:
     """The application, without a socket (tests use it as it is)."""
     registry = metrics.make_registry(source)
 
@@ -93,7 +105,8 @@ def make_app(source: Source, token: str = "") -> web.Application:
     async def prometheus(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.render(registry), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    app = web.Application(middlewares=[_guard(token)], client_max_size=1024)
+    asked = token if isinstance(token, Token) else Token(token)
+    app = web.Application(middlewares=[_guard(asked)], client_max_size=1024)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/status", status)
@@ -103,11 +116,11 @@ def make_app(source: Source, token: str = "") -> web.Application:
     return app
 
 
-def _guard(token: str) -> Middleware:
+def _guard(token: Token) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if token:
-            if request.path not in _OPEN_PATHS and not _has_token(request, token):
+        if token.value:
+            if request.path not in _OPEN_PATHS and not _has_token(request, token.value):
                 raise web.HTTPUnauthorized(
                     headers={"WWW-Authenticate": "Bearer"}, text="send Authorization: Bearer TOKEN (status.token)\n"
                 )

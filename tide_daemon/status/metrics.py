@@ -45,6 +45,7 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("rows_dropped", "tide_rows_dropped_total", "Rows that found the ring full."),
         Mapped("rows_published", "tide_rows_published_total", "Rows handed to the broker."),
         Mapped("bytes_published", "tide_published_bytes_total", "Bytes of chunks handed to the broker."),
+        Mapped("chunks_waiting", "tide_chunks_waiting", "Chunks that the broker has not acknowledged yet."),
         Mapped("chunks_dropped", "tide_chunks_dropped_total", "Chunks that found the outbox full."),
         Mapped("requests_opted_out", "tide_requests_opted_out_total", "Requests that asked not to be captured."),
         Mapped("num_swaps", "tide_swaps_total", "Drafts swapped in."),
@@ -61,6 +62,7 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("step", "tide_round_step", "Optimizer step within the round."),
         Mapped("num_steps_total", "tide_round_steps", "Optimizer steps that the round will have."),
         Mapped("loss", "tide_training_loss", "Loss of the last optimizer steps, nats."),
+        Mapped("left_s", "tide_round_left_seconds", "Time that the running round still takes, as far as can be told."),
         Mapped("candidates_published", "tide_candidates_published_total", "Candidate drafts published."),
     ),
     "controller": (
@@ -69,6 +71,7 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("num_nodes", "tide_server_nodes", "Server nodes heard of lately."),
         Mapped("num_trainers", "tide_trainers", "Trainers heard of lately."),
         Mapped("serving_version", "tide_serving_version", "Draft version that the fleet shall run."),
+        Mapped("pinned", "tide_pinned", "1 while an operator wants nothing promoted."),
         Mapped("decisions_total", "tide_decisions_total", "Decisions taken."),
     ),
 }
@@ -91,6 +94,11 @@ class _SnapshotCollector(Collector):
         yield _gauge("tide_start_time_seconds", "Unix time at which the daemon started.", daemon.get("started_at"))
         yield _gauge(
             "tide_bus_connected", "1 while connected to the broker.", _mapping(snapshot.get("bus")).get("connected")
+        )
+        yield _gauge(
+            "tide_stuck_loops",
+            "Loops of roles that do not come round; systemd's watchdog ends the daemon then.",
+            daemon.get("stuck_loops"),
         )
         yield _gauge("tide_ready", "1 while every role can do its work.", self._source.ready())
         dependencies = GaugeMetricFamily(

@@ -22,14 +22,19 @@ class OpenedBus:
 OpenBus = Callable[[argparse.Namespace], AbstractAsyncContextManager[OpenedBus]]
 
 
-def add_bus_arguments(parser: argparse.ArgumentParser, *, ask_model: bool = True) -> None:
-    """Where the broker is, and which model is meant."""
-    parser.add_argument("--url", help="address of the broker; instead of the configuration's")
+def add_bus_arguments(parser: argparse.ArgumentParser, *, ask_model: bool = True, suppress: bool = False) -> None:
+    """Where the broker is, and which model is meant.
+
+    `suppress`: not given is not set, so that a command and its verbs may both take them.
+    """
+    default = argparse.SUPPRESS if suppress else None
+    parser.add_argument("--url", default=default, help="address of the broker; instead of the configuration's")
     if ask_model:
-        parser.add_argument("--model", help="short name of the target in subjects; instead of the configuration's")
+        words = "short name of the target in subjects; instead of the configuration's"
+        parser.add_argument("--model", default=default, help=words)
     else:
         parser.set_defaults(model=None)
-    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file; also by $TIDE_CONFIG")
+    parser.add_argument("--config", metavar="FILE", type=Path, default=default, help="TOML file; also by $TIDE_CONFIG")
 
 
 @asynccontextmanager
@@ -44,21 +49,33 @@ async def open_configured_bus(arguments: argparse.Namespace) -> AsyncIterator[Op
     from tide_daemon.bus.jetstream import JetStreamBus
     from tide_daemon.bus.topology import TopologyLimits, build_topology
 
-    settings = _load(arguments).config
+    settings = load_configuration(arguments).config
     # The limits do not matter to a reader; only which stream holds a subject does.
-    bus = await JetStreamBus.connect(connect_settings(settings, settings.bus.url), build_topology(TopologyLimits()))
+    bus = await JetStreamBus.connect(
+        connect_settings(settings, settings.bus.url, ("operator",)), build_topology(TopologyLimits())
+    )
     try:
         yield OpenedBus(bus, settings.node.model)
     finally:
         await bus.close()
 
 
-def _load(arguments: argparse.Namespace) -> Resolved:
+def load_configuration(arguments: argparse.Namespace, *, needs_url: bool = True) -> Resolved:
+    """The configuration that the arguments of add_bus_arguments name.
+
+    Raises:
+        ConfigError: it is unusable.
+    """
     from tide_daemon import config
 
-    path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
-    overrides = [f"bus.url={arguments.url}"] if arguments.url else []
-    if arguments.model:
-        overrides.append(f"node.model={arguments.model}")
+    url, model = getattr(arguments, "url", None), getattr(arguments, "model", None)
+    path = getattr(arguments, "config", None) or (
+        Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None
+    )
+    overrides = [f"bus.url={url}"] if url else []
+    if not needs_url and not url:
+        overrides.append("bus.url=nats://localhost:4222")  # nobody is asked
+    if model:
+        overrides.append(f"node.model={model}")
     # A controller needs fewer settings than any other role, and a reader none of them.
     return config.load(("controller",), path, os.environ, overrides)

@@ -1,6 +1,6 @@
 """`tide-daemon export`: writes a draft from the bus as a checkpoint folder that SGLang loads without us.
 
-    tide-daemon export /models/draft --url nats://broker:4222 --model gpt-oss-120b
+    tide-daemon export /models/draft --url tls://broker:4222 --model gpt-oss-120b
     tide-daemon export /models/draft --config tide.toml --version 17
 
 Every digest on the way is verified as a server node does it; the folder appears whole or not at all.

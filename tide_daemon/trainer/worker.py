@@ -23,6 +23,7 @@ import traceback
 from pathlib import Path
 from typing import BinaryIO
 
+from tide_daemon.allocator import trim_heap
 from tide_daemon.errors import TideError
 from tide_daemon.trainer.pipe import Message, pack, read_blocking
 from tide_daemon.trainer.settings import TrainerSettings, from_map, target_dir
@@ -102,6 +103,7 @@ def main() -> int:
             send({"event": "stopped", "job": job})
         except TideError as error:
             send({"event": "failed", "job": job, "reason": str(error)})
+        trim_heap()
     return 0
 
 

@@ -370,6 +370,31 @@ TARGET_ROWS = Struct(
 )
 
 
+OPERATOR_ACTIONS = ("forget", "pin", "roll_back", "unpin")
+
+
+def _check_operator_request(request: records.OperatorRequest) -> None:
+    if (request.version == records.NO_DRAFT) != (request.digest == ""):
+        raise FieldError("version and digest: both or neither must be given")
+    if request.action == "forget" and request.version == records.NO_DRAFT:
+        raise FieldError("version: must be given to forget it")
+
+
+OPERATOR_REQUEST = Struct(
+    records.OperatorRequest,
+    {
+        "request_id": Str(32, REQUEST_ID_PATTERN),
+        "at": _seconds,
+        "operator": _token,
+        "action": Choice(OPERATOR_ACTIONS),
+        "version": _version_or_none,
+        "digest": _optional_sha256,
+        "reason": _reason,
+    },
+    _check_operator_request,
+)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One message kind.
@@ -403,6 +428,7 @@ KINDS = (
     Kind(8, records.DesiredTrainer, MAX_TINY_BYTES, DESIRED_TRAINER),
     Kind(9, records.Decision, 4 * MAX_SMALL_BYTES, DECISION),
     Kind(10, records.TargetRows, MAX_BLOB_BYTES, TARGET_ROWS),
+    Kind(11, records.OperatorRequest, MAX_TINY_BYTES, OPERATOR_REQUEST),
 )
 KIND_BY_CODE = {kind.code: kind for kind in KINDS}
 KIND_BY_NAME = {kind.name: kind for kind in KINDS}

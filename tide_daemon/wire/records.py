@@ -422,6 +422,29 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorRequest:
+    """What a person asks of the controller. It answers in the journal; nobody else writes desired state.
+
+    Attributes:
+        request_id: random 32-digit hex.
+        at: when it was asked, unix seconds; the controller refuses old ones.
+        operator: who asks, for the journal.
+        action: "pin" (serve `version`, or what is served, and promote nothing), "unpin", "roll_back" (to the draft
+            served before) or "forget" (never serve `version` again).
+        version, digest: the draft that is meant; NO_DRAFT and "" where none is named.
+        reason: one plain sentence of the operator's, for the journal.
+    """
+
+    request_id: str
+    at: float
+    operator: str
+    action: str
+    version: int
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TargetRows:
     """A slice of the target's frozen tensors for trainers that have no file of them.
 
@@ -451,4 +474,5 @@ Record = (
     | DesiredTrainer
     | Decision
     | TargetRows
+    | OperatorRequest
 )

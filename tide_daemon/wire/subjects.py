@@ -15,7 +15,14 @@ from dataclasses import dataclass
 
 from tide_daemon.errors import WireError
 from tide_daemon.wire import records
-from tide_daemon.wire.kinds import MAX_PARTS, MAX_VERSION, MAX_VOCAB, MODEL_PATTERN, TOKEN_PATTERN
+from tide_daemon.wire.kinds import (
+    MAX_PARTS,
+    MAX_VERSION,
+    MAX_VOCAB,
+    MODEL_PATTERN,
+    REQUEST_ID_PATTERN,
+    TOKEN_PATTERN,
+)
 from tide_daemon.wire.records import Record
 
 PREFIX = "tide.v1"
@@ -29,6 +36,7 @@ CHANNELS = {
     "control_server": "tide.v1.control.{model}.server.{node}",
     "control_trainer": "tide.v1.control.{model}.trainer.{node}",
     "journal": "tide.v1.journal.{model}",
+    "operator": "tide.v1.operator.{model}.{request}",
 }
 ROLES = ("server", "trainer", "controller")
 TENSORS = ("config", "embed_tokens", "last_layer", "lm_head", "norm")
@@ -44,6 +52,7 @@ _PARAMETER_PATTERNS = {
     "part": rf"[0-9]{{{_PART_DIGITS}}}",
     "tensor": "|".join(TENSORS),
     "first_row": rf"[0-9]{{{_ROW_DIGITS}}}",
+    "request": REQUEST_ID_PATTERN,
 }
 
 
@@ -59,6 +68,7 @@ class Address:
         version: draft version, >= 1.
         part: index of a draft part.
         tensor, first_row: which slice of the target's tensors.
+        request: id of an operator's request.
     """
 
     channel: str
@@ -69,6 +79,7 @@ class Address:
     part: int | None = None
     tensor: str | None = None
     first_row: int | None = None
+    request: str | None = None
 
 
 def hidden(model: str, node: str) -> str:
@@ -117,6 +128,13 @@ def journal(model: str) -> str:
     return f"{PREFIX}.journal.{_model(model)}"
 
 
+def operator_request(model: str, request_id: str) -> str:
+    """One request of an operator."""
+    if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
+        raise ValueError(f"request_id must match {REQUEST_ID_PATTERN}, not {request_id!r}")
+    return f"{PREFIX}.operator.{_model(model)}.{request_id}"
+
+
 def all_hidden(model: str) -> str:
     """Filter: chunks of every node."""
     return f"{PREFIX}.hidden.{_model(model)}.*"
@@ -145,6 +163,11 @@ def all_of_draft(model: str, version: int) -> str:
 def all_target_rows(model: str, tensor: str | None = None) -> str:
     """Filter: slices of one of the target's tensors, or of all."""
     return f"{PREFIX}.target.{_model(model)}.{'*' if tensor is None else _word('tensor', tensor, TENSORS)}.*"
+
+
+def all_operator_requests(model: str) -> str:
+    """Filter: every operator's request."""
+    return f"{PREFIX}.operator.{_model(model)}.*"
 
 
 def all_control(model: str) -> str:
@@ -200,6 +223,8 @@ def subject_of(model: str, record: Record) -> str:
             return journal(model)
         case records.TargetRows():
             return target_rows(model, record.name, record.first_row)
+        case records.OperatorRequest():
+            return operator_request(model, record.request_id)
 
 
 def verify(subject: str, record: Record) -> None:
@@ -247,6 +272,8 @@ def _identity(record: Record) -> str:
             return f"{record.sequence}.{_ms(record.at)}"
         case records.DesiredServer() | records.DesiredTrainer():
             return f"{record.fencing_token}.{record.generation}.{_ms(record.at)}"
+        case records.OperatorRequest():
+            return record.action
         case records.Decision():
             return f"{record.controller}.{record.fencing_token}.{record.sequence}.{_ms(record.at)}"
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tests import trainer_samples
-from tests.nats_fixture import NatsServer
 from tests.schema_check import assert_valid
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.jetstream import JetStreamBus
@@ -96,8 +95,8 @@ def modelled_engine() -> LearnableEngine:
 class Fleet:
     """Server s1, trainer t1 and controller c1 on one broker."""
 
-    def __init__(self, server: NatsServer, folder: Path) -> None:
-        self._server = server
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = url
         self._folder = folder
         self._stop = asyncio.Event()
         self._buses: list[ReopeningBus] = []
@@ -105,13 +104,17 @@ class Fleet:
         self.engine = modelled_engine()
         self.problems: list[str] = []
 
-    async def bus(self) -> ReopeningBus:
+    def settings(self, role: str) -> ConnectSettings:
+        """How a role connects; "" for the test itself."""
+        return ConnectSettings((self._url,), "test", reconnect_wait_s=0.1, first_connect_s=2.0)
+
+    async def prepare(self, bus: JetStreamBus) -> None:
+        """What is done with streams and consumers on each connection."""
+        await bus.ensure()
+
+    async def bus(self, role: str = "") -> ReopeningBus:
         """A new connection."""
-        settings = ConnectSettings((self._server.url,), "test", reconnect_wait_s=0.1, first_connect_s=2.0)
-
-        async def prepare(bus: JetStreamBus) -> None:
-            await bus.ensure()
-
+        settings, prepare = self.settings(role), self.prepare
         connect = functools.partial(JetStreamBus.connect, settings, TOPOLOGY)
         bus = await ReopeningBus(TOPOLOGY, connect, prepare, told=self.problems.append).__aenter__()
         self._buses.append(bus)
@@ -120,11 +123,11 @@ class Fleet:
     async def start(self) -> None:
         target = trainer_samples.write_target(self._folder / "target")
         trainer = TrainerSettings(**{**_fields(TRAINER), "target_path": str(target)})
-        bus = await self.bus()
+        bus = await self.bus("server")
         fetcher = DraftFetcher(bus, self._folder / "drafts")
         self.server = ServerRole(bus, self.engine, fetcher.fetch, ServerSettings("s1", report_interval_s=0.2))
-        self.trainer = TrainerRole(await self.bus(), trainer, self._folder / "trainer")
-        self.controller = ControllerRole(await self.bus(), POLICY, MODEL, "c1", lease_ttl_s=6, tick_s=0.2)
+        self.trainer = TrainerRole(await self.bus("trainer"), trainer, self._folder / "trainer")
+        self.controller = ControllerRole(await self.bus("controller"), POLICY, MODEL, "c1", lease_ttl_s=6, tick_s=0.2)
         roles: dict[str, Role] = {"server": self.server, "trainer": self.trainer, "controller": self.controller}
         self._tasks = [asyncio.create_task(role.run(self._stop), name=name) for name, role in roles.items()]
 

@@ -24,7 +24,7 @@ from tide_daemon.wire.records import (
 
 @pytest.fixture
 async def fleet(nats_server: NatsServer, tmp_path: Path) -> AsyncIterator[Fleet]:
-    fleet = Fleet(nats_server, tmp_path)
+    fleet = Fleet(nats_server.url, tmp_path)
     await fleet.start()
     yield fleet
     await fleet.close()

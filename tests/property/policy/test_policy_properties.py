@@ -16,6 +16,7 @@ from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
     FleetState,
+    OperatorRequested,
     PoolScored,
     RequestScored,
     ServerFound,
@@ -29,7 +30,7 @@ from tide_daemon.policy.events import (
     event_to_map,
 )
 from tide_daemon.policy.gate import judge
-from tide_daemon.policy.instructions import FleetMoved, Instruction, SetServer, SetTrainer, instruction_to_map
+from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer, instruction_to_map
 from tide_daemon.policy.probing import ProbeAccount
 from tide_daemon.policy.replay import replay
 from tide_daemon.policy.settings import PolicySettings
@@ -121,7 +122,20 @@ trainer_reports = st.builds(
         max_size=3,
     ).map(tuple),
 )
-events = st.one_of(server_reports(), server_reports(), trainer_reports, candidates(), st.builds(Tick, seconds))
+
+
+@st.composite
+def operator_requests(draw: st.DrawFn) -> OperatorRequested:
+    action, version = draw(st.sampled_from(("pin", "pin", "unpin", "roll_back", "forget"))), draw(st.integers(0, 5))
+    version = max(1, version) if action == "forget" else version
+    digest = f"{version:064x}" if version else ""
+    request = draw(st.sampled_from("abcdef")) * 32
+    return OperatorRequested(draw(seconds), request, draw(st.floats(900.0, 1500.0)), "me", action, version, digest, "")
+
+
+events = st.one_of(
+    server_reports(), server_reports(), trainer_reports, candidates(), operator_requests(), st.builds(Tick, seconds)
+)
 
 
 def in_order(drawn: list[Event]) -> list[Event]:
@@ -223,7 +237,7 @@ def test_a_leader_killed_anywhere_is_followed_up(drawn: list[Event], data: st.Da
     for index, event in enumerate([began(), *ordered]):
         instructions = controller.handle(event)
         bus.journal(instructions)
-        judged += [item.version for item in instructions if not isinstance(item, SetServer | SetTrainer | FleetMoved)]
+        judged += [item.version for item in instructions if isinstance(item, Judged)]
         num_published = data.draw(st.integers(0, len(instructions))) if index == killed_at + 1 else len(instructions)
         bus.publish(instructions[:num_published])
         if index == killed_at + 1:

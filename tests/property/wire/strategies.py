@@ -116,6 +116,11 @@ def _desired_trainer(desired: records.DesiredTrainer) -> st.SearchStrategy[Any]:
     return st.just(dataclasses.replace(desired, serving_digest="" if desired.serving_version == 0 else "b" * 64))
 
 
+def _operator_request(request: records.OperatorRequest) -> st.SearchStrategy[Any]:
+    version = max(1, request.version) if request.action == "forget" else request.version
+    return st.just(dataclasses.replace(request, version=version, digest="" if version == 0 else "c" * 64))
+
+
 @st.composite
 def _target_rows(draw: st.DrawFn, rows: records.TargetRows) -> records.TargetRows:
     num_rows, width = draw(st.integers(1, 4)), draw(st.integers(1, 16))
@@ -135,6 +140,7 @@ FITTING: dict[type, Any] = {
     records.DesiredServer: _desired_server,
     records.DesiredTrainer: _desired_trainer,
     records.TargetRows: _target_rows,
+    records.OperatorRequest: _operator_request,
 }
 
 

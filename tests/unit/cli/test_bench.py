@@ -50,7 +50,8 @@ def test_figures_are_held_to_their_floors_and_written(tmp_path: Path) -> None:
 def test_the_list_names_every_bench() -> None:
     """With its figures and floors."""
     text = run("-m", "benches", "--list").stdout
-    for name in ("step", "speculate", "learn", "capture", "swap", "spine", "memory", "takeover"):
+    names = "step speculate learn capture swap spine memory takeover model-error shift-real"
+    for name in names.split():
         assert f"\n{name}\n" in f"\n{text}"
     assert "plain_over_linear_b1 <= 3.5" in text
 

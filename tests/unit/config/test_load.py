@@ -26,7 +26,9 @@ def problems(
 
 def test_later_sources_win_and_origins_say_so(tmp_path: Path) -> None:
     """A flag beats the environment, which beats the file, which beats the default."""
-    path = write(tmp_path, '[status]\nport = 1\nhost = "::1"\n[log]\nlevel = "debug"\n[bus]\nurl = "nats://a:1"\n')
+    path = write(
+        tmp_path, '[status]\nport = 1\nhost = "::1"\n[log]\nlevel = "debug"\n[bus]\nurl = "nats://127.0.0.1:1"\n'
+    )
     result = load(("controller",), path, {"TIDE_STATUS_PORT": "2", "TIDE_LOG_LEVEL": "error"}, ["status.port=3"])
     assert (result.config.status.port, result.config.status.host, result.config.log.level) == (3, "::1", "error")
     assert result.origins["status.port"] == "flag --set"
@@ -39,7 +41,7 @@ def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
     """Sections, names, types, ranges, choices and rules between settings are reported together."""
     path = write(
         tmp_path,
-        '[trainr]\nx = 1\n[bus]\nurls = "nats://a:1"\n[status]\nport = "80"\nhost = "0.0.0.0"\n'
+        '[trainr]\nx = 1\n[bus]\nurls = "nats://127.0.0.1:1"\n[status]\nport = "80"\nhost = "0.0.0.0"\n'
         '[capture]\ncodec = "zip"\nring_bytes = 1\n[controller]\nema_short = 0.99\nema_long = 0.9\n',
     )
     message = problems(ROLES, path, {"TIDE_DRAFT_MAX_STEP": "3", "TIDE_TRAINER_NICE": "x"}, "draft.aux_layer_ids=3,1")
@@ -161,7 +163,9 @@ def test_the_host_name_becomes_a_valid_node_name(monkeypatch: pytest.MonkeyPatch
 def test_secrets_are_never_shown() -> None:
     """Neither --check nor an error message prints a token or a password."""
     token = "s3cret-s3cret-s3cret"
-    result = load(("controller",), None, {"TIDE_BUS_URL": f"nats://user:{token}@h:1", "TIDE_STATUS_TOKEN": token})
+    result = load(
+        ("controller",), None, {"TIDE_BUS_URL": f"nats://user:{token}@127.0.0.1:1", "TIDE_STATUS_TOKEN": token}
+    )
     assert token not in show.resolved(result)
     short = problems(("controller",), None, {**URL, "TIDE_STATUS_TOKEN": "s3cret"})
     assert "s3cret" not in short and "16 to 256 printable characters" in short

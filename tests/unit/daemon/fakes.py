@@ -19,7 +19,7 @@ def resolved(state_dir: Path, *roles: str, **settings: object) -> Resolved:
         [
             f"node.state_dir={state_dir}",
             "node.name=n1",
-            "bus.url=nats://x:1",
+            "bus.url=nats://127.0.0.1:1",
             "status.port=0",
             "server.model_path=/m",
             *assignments,
@@ -35,6 +35,7 @@ class ScriptedRole:
         self.script = script
         self.events: list[str] = []
         self.running = asyncio.Event()
+        self.stuck: dict[str, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         self.events.append("run")
@@ -60,6 +61,9 @@ class ScriptedRole:
 
     def ready(self) -> bool:
         return True
+
+    def late(self) -> Mapping[str, float]:
+        return self.stuck
 
 
 class IdleBus:

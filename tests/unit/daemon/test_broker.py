@@ -14,10 +14,10 @@ def test_the_sections_values_reach_the_connection(tmp_path: Path) -> None:
     path = tmp_path / "user.creds"
     path.write_text("")
     config = resolved(tmp_path, "controller", bus__credentials_file=path, bus__connect_timeout_s=3).config
-    settings = connect_settings(config, "nats://a:1,nats://b:2")
+    settings = connect_settings(config, "nats://a:1,nats://b:2", ("controller",))
     assert settings.urls == ("nats://a:1", "nats://b:2")
     assert (settings.credentials_file, settings.nkey_seed_file, settings.first_connect_s) == (str(path), "", 3.0)
-    assert settings.tls is None
+    assert settings.tls is None and settings.inbox_prefix == "_INBOX.controller.n1"
 
 
 def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_ratio_counts_pairs_only(results: Results) -> None:
     assert results.ratio("a", "plain") == pytest.approx((200 / 4.0) / (200 / 4.0))
 
 
+def test_ratio_of_the_whole_run_has_all_phases(results: Results) -> None:
+    """Pairs of every phase, their times added up."""
+    results.slices += [measured("b", 3, "plain", 100, 5.0)]
+    assert results.ratio(None, "plain") == pytest.approx((300 / 5.0) / (300 / 9.0))
+
+
 def test_rate_counts_every_slice(results: Results) -> None:
     """The token rate of a phase is over all its slices."""
     assert results.rate("a", "tide") == pytest.approx(500 / 13.0)

@@ -59,6 +59,20 @@ def test_step_times_count_and_take_medians() -> None:
     assert drafted.median_step_s == 0.2
 
 
+def test_medians_forget_steps_of_minutes_ago() -> None:
+    """Plain steps that come every five seconds while drafting show within half a minute that costs have changed."""
+    now = 0.0
+    times = StepTimes(lambda: now)
+    for seconds in (*[0.08] * 60, *[0.065] * 6):
+        now += 5.0
+        times.add(4, 0, [0] * 4, seconds, seconds)
+    (plain,) = parse_steps(times.snapshot())
+    assert plain.median_step_s == 0.065
+    # What was seen last is what is known of a kind that has not run since.
+    now += 3600.0
+    assert parse_steps(times.snapshot()) == [plain]
+
+
 def test_step_times_are_bounded() -> None:
     times = StepTimes()
     for batch in range(5000):

@@ -46,6 +46,11 @@ CASES = [
         Address("control_trainer", "m", node="t"),
     ),
     (subjects.journal("m"), "tide.v1.journal.m", Address("journal", "m")),
+    (
+        subjects.operator_request("m", "ab" * 16),
+        f"tide.v1.operator.m.{'ab' * 16}",
+        Address("operator", "m", request="ab" * 16),
+    ),
 ]
 
 
@@ -184,6 +189,7 @@ def test_a_retry_has_the_same_id_and_every_record_another(name: str) -> None:
         ("desired_trainer", {"at": 1.0}),
         ("decision", {"sequence": 32}),
         ("target_rows", {"first_row": 3}),
+        ("operator_request", {"request_id": "f" * 32}),
     ],
 )
 def test_what_is_not_a_retry_has_another_id(name: str, changes: dict[str, object]) -> None:

@@ -7,13 +7,16 @@ of these cumulative counts notices.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 _WINDOW = 64
+_WINDOW_S = 30.0
+"""Steps this much older than the newest of their kind are not in its median. While drafting, one plain step in dozens
+is all that shows what plain decoding costs: 64 of them are minutes, and the median would be that of minutes ago."""
 _MAX_KINDS = 4096
 _MAX_OPEN = 16
 
@@ -21,7 +24,7 @@ _MAX_OPEN = 16
 class _Kind:
     """One (batch size, number of steps)."""
 
-    __slots__ = ("accepted_at", "num_tokens", "num_verifies", "recent", "step_s", "target_s")
+    __slots__ = ("accepted_at", "num_tokens", "num_verifies", "recent", "recent_at", "step_s", "target_s")
 
     def __init__(self, num_steps: int) -> None:
         self.num_verifies = 0
@@ -30,12 +33,18 @@ class _Kind:
         self.step_s = 0.0
         self.target_s = 0.0
         self.recent = np.zeros(_WINDOW)
+        self.recent_at = np.full(_WINDOW, -np.inf)
+
+    def median_step_s(self) -> float:
+        """Median of the newest steps: at most _WINDOW, and not older than _WINDOW_S before the newest."""
+        return float(np.median(self.recent[self.recent_at >= self.recent_at.max() - _WINDOW_S]))
 
 
 class StepTimes:
-    """Cumulative counts since the engine started."""
+    """Cumulative counts since the engine started. `clock` in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._kinds: dict[tuple[int, int], _Kind] = {}
 
     def add(self, batch_size: int, num_steps: int, num_correct: Sequence[int], step_s: float, target_s: float) -> None:
@@ -51,7 +60,8 @@ class StepTimes:
             if len(self._kinds) >= _MAX_KINDS:
                 return
             kind = self._kinds[(batch_size, num_steps)] = _Kind(num_steps)
-        kind.recent[kind.num_verifies % _WINDOW] = step_s
+        slot = kind.num_verifies % _WINDOW
+        kind.recent[slot], kind.recent_at[slot] = step_s, self._clock()
         kind.num_verifies += 1
         kind.num_tokens += sum(num_correct) + len(num_correct)
         for position in range(num_steps):
@@ -63,11 +73,9 @@ class StepTimes:
         """Rows [batch_size, num_steps, num_verifies, num_tokens, accepted_at, step_s, target_s, median_step_s]."""
         rows: list[list[object]] = []
         for (batch_size, num_steps), kind in sorted(self._kinds.copy().items()):
-            filled = kind.recent[: min(kind.num_verifies, _WINDOW)]
-            median = float(np.median(filled)) if len(filled) else 0.0
             rows.append(
                 [batch_size, num_steps, kind.num_verifies, kind.num_tokens, list(kind.accepted_at), kind.step_s,
-                 kind.target_s, median]
+                 kind.target_s, kind.median_step_s()]
             )  # fmt: skip
         return rows
 

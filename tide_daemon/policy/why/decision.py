@@ -4,13 +4,14 @@ from tide_daemon.policy.events import (
     CandidatePublished,
     ControllerStarted,
     Event,
+    OperatorRequested,
     ServerFound,
     ServerReported,
     Tick,
     TrainerFound,
     TrainerReported,
 )
-from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, SetServer, SetTrainer
+from tide_daemon.policy.instructions import Answered, FleetMoved, Instruction, Judged, SetServer, SetTrainer
 from tide_daemon.policy.why.history import Decided, is_copy
 from tide_daemon.policy.why.words import VERDICTS, clock, steps_words
 
@@ -18,7 +19,7 @@ from tide_daemon.policy.why.words import VERDICTS, clock, steps_words
 def why_decision(entry: Decided) -> list[str]:
     """The decision's time and cause, then a line for each thing that was decided."""
     lines = [f"{clock(entry.at)}, when {cause_words(entry.event)}:"]
-    judged = {item.reason for item in entry.instructions if isinstance(item, Judged)}
+    judged = {item.reason for item in entry.instructions if isinstance(item, Judged | Answered)}
     for instruction in entry.instructions:
         if isinstance(instruction, FleetMoved) and (
             is_copy(instruction) or any(reason in instruction.reason for reason in judged)
@@ -45,6 +46,10 @@ def cause_words(event: Event) -> str:
             return f"the leader read what server {event.node} had been asked for"
         case TrainerFound():
             return f"the leader read what trainer {event.trainer} had been asked for"
+        case OperatorRequested():
+            why = f" ({event.reason})" if event.reason else ""
+            which = f" version {event.version}" if event.version else ""
+            return f"operator {event.operator} asked to {event.action.replace('_', ' ')}{which}{why}"
         case Tick():
             return "time went by"
 
@@ -68,6 +73,8 @@ def _decided(instruction: Instruction) -> str:
         case Judged():
             before = ", served before," if instruction.from_pool else ""
             what = f"version {instruction.version}{before} was {VERDICTS[instruction.verdict]}:"
+        case Answered():
+            return f"{instruction.reason[0].upper()}{instruction.reason[1:]}."
         case FleetMoved():
             fleet = instruction.fleet
             where = f" on {fleet.canary}" if fleet.canary else ""

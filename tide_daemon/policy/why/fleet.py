@@ -22,6 +22,8 @@ def why_fleet(history: History, now: float) -> list[str]:
     lines = [f"{served}; {stage} since {clock(fleet.since)}." if fleet.since else f"{served}; {stage}."]
     lines += [_kept(past) for past in fleet.pool]
     lines += why_workloads(history, fleet)
+    if fleet.pinned:
+        lines.append("An operator pinned it: no candidate is tried until it is unpinned.")
     for name in sorted(history.nodes):
         past = history.nodes[name]
         if past.asked is None:
