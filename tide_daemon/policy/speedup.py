@@ -12,8 +12,13 @@ Where (b, g) was measured, its own median is used. Elsewhere T(b * (g + 1)) + g 
 every measured cell gives one point of T (n = b * (g + 1), the target's share of the step);
 the points are made monotone by a running maximum and joined by lines.
 Below the smallest n, T is flat; above the largest it goes on with the overall slope. D0 is what is neither
-T nor O in the measured cell whose b is nearest, O that of the plain cell whose b is nearest. Before anything
+T nor O in the measured cells whose b is nearest, O that of the plain cell whose b is nearest. Before anything
 speculated, D0 and the slope come from the settings' priors.
+
+The first drafted token costs more than each further one, for the pass that fills the draft's KV cache
+is part of it (EAGLE's draft-extend). So instead of g D0 the formula has D1 (1 + q (g - 1)), where q is
+what a further token costs as a share of the first. Batch sizes at which two chain lengths were measured
+show q; it is taken to be the same for all. Before any did, q = 1, which is eq. 5.
 
 A machine gets slower and faster as a whole (neighbours, clock rates, longer contexts), and only one
 cell is measured at a time, so comparing a fresh cell with an old one would mislead. Each observation
@@ -75,8 +80,9 @@ class CostModel:
         self._factor_variance = 0.0
         self._factor_at = 0.0
         self._curve: list[tuple[float, float]] | None = None
-        self._draft_s: dict[int, float] = {}
+        self._first_draft_s: dict[int, float] = {}
         self._rest_s: dict[int, float] = {}
+        self._later_share: float | None = None
 
     def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
         """Take in the timings of one report; steps without a usable time are left out."""
@@ -88,8 +94,8 @@ class CostModel:
             oldest = sorted(self._cells, key=lambda key: (self._cells[key].at, key))
             for key in oldest[: len(self._cells) - _MAX_CELLS]:
                 del self._cells[key]
-        self._curve = None
-        self._draft_s.clear()
+        self._curve = self._later_share = None
+        self._first_draft_s.clear()
         self._rest_s.clear()
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
@@ -105,7 +111,7 @@ class CostModel:
         target = self.target_s(batch_size * (num_steps + 1))
         if target is None:
             return None
-        return target + num_steps * self.draft_s(batch_size) + self.rest_s(batch_size)
+        return target + self.draft_s(batch_size, num_steps) + self.rest_s(batch_size)
 
     def ratios(self, batch_size: int, accept_lengths: Sequence[float]) -> dict[int, float]:
         """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
@@ -135,12 +141,12 @@ class CostModel:
         (left_n, left_s), (right_n, right_s) = curve[index - 1], curve[index]
         return (left_s + (right_s - left_s) * (num_tokens - left_n) / (right_n - left_n)) * scale
 
-    def draft_s(self, batch_size: int) -> float:
-        """D0 at this batch size: seconds of one draft step; looked up once per observation."""
-        known = self._draft_s.get(batch_size)
-        if known is None:
-            known = self._draft_s[batch_size] = self._find_draft_s(batch_size)
-        return known
+    def draft_s(self, batch_size: int, num_steps: int) -> float:
+        """The draft's seconds in a step of so many drafted tokens; looked up once per observation."""
+        first = self._first_draft_s.get(batch_size)
+        if first is None:
+            first = self._first_draft_s[batch_size] = self._find_first_draft_s(batch_size)
+        return first * self._of_first(num_steps)
 
     def rest_s(self, batch_size: int) -> float:
         """O at this batch size: seconds of a step that neither target nor draft takes; looked up as D0 is."""
@@ -148,14 +154,6 @@ class CostModel:
         if known is None:
             known = self._rest_s[batch_size] = self._find_rest_s(batch_size)
         return known
-
-    def _find_draft_s(self, batch_size: int) -> float:
-        spec = [key for key in self._cells if key[1] > 0]
-        if not spec:
-            return self._prior_draft_cost * (self.target_s(1) or 0.0)
-        nearest = min(spec, key=lambda key: (abs(math.log(key[0] / batch_size)), key))
-        beyond_target = (1.0 - self._cells[nearest].target_share) * self._seconds(nearest)
-        return max(0.0, beyond_target - self.rest_s(nearest[0])) / nearest[1]
 
     def _find_rest_s(self, batch_size: int) -> float:
         plain = [key for key in self._cells if key[1] == 0]
@@ -166,6 +164,41 @@ class CostModel:
 
     def _seconds(self, key: tuple[int, int]) -> float:
         return math.exp(self._cells[key].log_s + self._factor)
+
+    def _of_first(self, num_steps: int) -> float:
+        """Seconds of `num_steps` drafted tokens over those of the first; 0 for none."""
+        if self._later_share is None:
+            self._later_share = self._find_later_share()
+        return 1.0 + self._later_share * (num_steps - 1) if num_steps else 0.0
+
+    def _find_first_draft_s(self, batch_size: int) -> float:
+        spec = [key for key in self._cells if key[1] > 0]
+        if not spec:
+            return self._prior_draft_cost * (self.target_s(1) or 0.0)
+        nearest = min((key[0] for key in spec), key=lambda other: (abs(math.log(other / batch_size)), other))
+        there = sorted(key for key in spec if key[0] == nearest)
+        firsts = [self._draft_part(key) / self._of_first(key[1]) for key in there]
+        return math.fsum(firsts) / len(firsts)
+
+    def _find_later_share(self) -> float:
+        """q, from the shortest and the longest chain of each batch size that has two; their mean, within 0..1."""
+        by_batch: dict[int, list[int]] = {}
+        for batch_size, num_steps in sorted(self._cells):
+            if num_steps > 0:
+                by_batch.setdefault(batch_size, []).append(num_steps)
+        shares = []
+        for batch_size, steps in by_batch.items():
+            short, long = self._draft_part((batch_size, steps[0])), self._draft_part((batch_size, steps[-1]))
+            if len(steps) > 1 and short > 0.0:
+                later = max(0.0, long - short) / (steps[-1] - steps[0])
+                first = short - later * (steps[0] - 1)
+                shares.append(1.0 if later >= first else later / first)
+        return math.fsum(shares) / len(shares) if shares else 1.0
+
+    def _draft_part(self, key: tuple[int, int]) -> float:
+        """The draft's seconds in a measured cell: what is neither the target's nor the rest."""
+        beyond_target = (1.0 - self._cells[key].target_share) * self._seconds(key)
+        return max(0.0, beyond_target - self.rest_s(key[0]))
 
     def _observe_cell(self, at: float, step: StepCount) -> None:
         seen = math.log(step.median_step_s)

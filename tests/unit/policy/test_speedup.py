@@ -41,7 +41,7 @@ def test_unmeasured_cells_follow_the_formula() -> None:
     cost = model()
     cost.observe(1.0, (step(1, 0, 0.040), step(4, 0, 0.049), step(8, 0, 0.069), step(1, 3, 0.061, 0.049)))
     assert cost.target_s(6) == pytest.approx(0.059, rel=1e-3)
-    assert cost.draft_s(2) == pytest.approx(0.004, rel=1e-3)
+    assert cost.draft_s(2, 1) == pytest.approx(0.004, rel=1e-3)
     assert cost.step_s(2, 2) == pytest.approx(0.059 + 2 * 0.004, rel=1e-3)
 
 
@@ -50,8 +50,35 @@ def test_what_neither_target_nor_draft_takes_is_counted_once() -> None:
     cost = model()
     cost.observe(1.0, (step(1, 0, 0.050, 0.040), step(4, 0, 0.070, 0.060), step(1, 3, 0.082, 0.060)))
     assert cost.rest_s(1) == pytest.approx(0.010, rel=1e-3)
-    assert cost.draft_s(1) == pytest.approx(0.004, rel=1e-3)
+    assert cost.draft_s(1, 1) == pytest.approx(0.004, rel=1e-3)
     assert cost.step_s(2, 1) == pytest.approx(0.060 + 0.004 + 0.010, rel=1e-2)
+
+
+@pytest.mark.parametrize("seen", [(1, 2), (1, 3), (2, 3), (1, 5)])
+def test_the_first_drafted_token_costs_more_than_the_next(seen: tuple[int, int]) -> None:
+    """Two chain lengths at batch 4 show it (draft 10 ms and 4 ms a further token); other lengths and sizes follow."""
+
+    def of(batch_size: int, num_steps: int) -> StepCount:
+        target = 0.05 + 0.001 * batch_size * (num_steps + 1)
+        first = 0.01 if batch_size == 4 else 0.0125
+        return step(batch_size, num_steps, target + first * (1.0 + 0.4 * (num_steps - 1)), target)
+
+    cost = model()
+    plain = [step(batch, 0, 0.05 + 0.001 * batch) for batch in (1, 4, 8, 16, 48)]
+    cost.observe(1.0, (*plain, *(of(4, steps) for steps in seen), of(8, 2)))
+    for num_steps in range(1, 6):
+        for batch_size in (4, 8):
+            wanted = of(batch_size, num_steps).median_step_s
+            assert cost.step_s(batch_size, num_steps) == pytest.approx(wanted, rel=0.001)
+
+
+def test_odd_draft_times_stay_within_bounds() -> None:
+    """A longer chain that seems cheaper, or more than proportionally dearer, is noise: none free, none above eq. 5."""
+    for short, long in ((0.010, 0.008), (0.005, 0.020), (0.010, 0.010)):
+        cost = model()
+        steps = (step(4, 1, 0.05 + short, 0.05), step(4, 3, 0.05 + long, 0.05))
+        cost.observe(1.0, (step(4, 0, 0.05), *steps))
+        assert 0.0 < cost.draft_s(4, 1) <= cost.draft_s(4, 2) <= cost.draft_s(4, 5) <= 5 * cost.draft_s(4, 1)
 
 
 def test_target_time_never_falls_with_more_tokens() -> None:
