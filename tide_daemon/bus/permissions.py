@@ -68,6 +68,8 @@ def _server(name: str, model: str, topology: Topology) -> list[str]:
         subjects.all_target_rows(model),
         *_reads("TIDE_TARGET", subjects.all_target_rows(model)),
         "$JS.API.STREAM.PURGE.TIDE_TARGET",
+        # Whether anybody leads: a node without a leader looks after its own steps.
+        *_reads("KV_TIDE_LEASE", f"{LEASE_SUBJECT}.controller-{model}"),
     ]
 
 

@@ -50,7 +50,7 @@ WRITES = {
     ],
 }  # fmt: skip
 MAY_READ = {
-    "server:s1": {"TIDE_DRAFT", "TIDE_TARGET"},
+    "server:s1": {"TIDE_DRAFT", "TIDE_TARGET", "KV_TIDE_LEASE"},
     "trainer:t1": {"TIDE_DRAFT", "TIDE_TARGET"},
     "controller:c1": {"TIDE_CONTROL", "TIDE_JOURNAL", "KV_TIDE_LEASE"},
     "operator:o1": {"TIDE_CONTROL", "TIDE_JOURNAL", "TIDE_REPORT", "TIDE_DRAFT", "KV_TIDE_LEASE"},
