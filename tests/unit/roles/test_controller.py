@@ -42,6 +42,7 @@ class FrozenBus:
 
     Attributes:
         freeze_at: the next publish on a subject that begins so freezes everything that is written here.
+        freeze_reason: only a journal entry whose reason holds this does.
         frozen: it has come to that.
         fail_next: raised once by the next publish.
     """
@@ -50,6 +51,7 @@ class FrozenBus:
         self._bus = bus
         self._thawed = asyncio.Event()
         self.freeze_at = ""
+        self.freeze_reason = ""
         self.frozen = asyncio.Event()
         self.fail_next: Exception | None = None
         self.fail_always = False
@@ -66,13 +68,17 @@ class FrozenBus:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
-        if self.freeze_at and subject.startswith(self.freeze_at):
+        if self.freeze_at and subject.startswith(self.freeze_at) and self._is_wanted(data):
             self.frozen.set()
         if self.frozen.is_set():
             await self._thawed.wait()
         if self.fail_always:
             raise BusError("this process was killed")
         return await self._bus.publish(subject, data, **more)
+
+    def _is_wanted(self, data: bytes) -> bool:
+        record = envelope.decode(data) if self.freeze_reason else None
+        return record is None or (isinstance(record, Decision) and self.freeze_reason in record.reason)
 
     def lease(self, name: str, holder: str, ttl_s: int) -> Lease:
         return CasLease(self, name, holder, ttl_s)  # type: ignore[arg-type]  # publishes here, so it freezes as well
@@ -467,6 +473,7 @@ async def test_a_late_entry_before_the_successors_first_is_taken_in() -> None:
             return await world.desired_server() is not None
 
         await until(asked)
+        frozen.freeze_reason = "version 1"
         frozen.freeze_at = f"tide.v1.journal.{MODEL}"
         await world.publishes(1)
         await asyncio.wait_for(frozen.frozen.wait(), 5.0)
