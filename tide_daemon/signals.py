@@ -38,14 +38,16 @@ def handled(stop: asyncio.Event, reload: Callable[[], None]) -> Iterator[None]:
             signal.signal(each, lambda again, _frame: insist(again))
         loop.call_soon_threadsafe(_ask, stop, number)
 
-    def on_hangup(_number: int, _frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(reload)
-
-    before = {number: signal.signal(number, on_stop) for number in _STOPPING}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, on_hangup)
+    before = {number: signal.getsignal(number) for number in (*_STOPPING, signal.SIGHUP)}
+    # asyncio's own way sets the wakeup file descriptor, for all signals: one that arrives just before the loop
+    # sleeps in its selector would else be handled only when something other wakes it.
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    for number in _STOPPING:
+        signal.signal(number, on_stop)
     try:
         yield
     finally:
+        loop.remove_signal_handler(signal.SIGHUP)
         for number, handler in before.items():
             signal.signal(number, handler)
 
