@@ -225,13 +225,11 @@ class Controller:
         if requests.was_answered(self.fleet, event.request):
             return []
         outcome = requests.answer(self.fleet, event, self.now)
+        before = self._move_fleet(outcome.fleet)
         if outcome.granted and event.action == "forget":
             self.pending = [candidate for candidate in self.pending if candidate.version != event.version]
-        before, self.fleet = self.fleet, pool.follow(self.fleet, outcome.fleet, self.settings)
-        if outcome.granted and event.action == "forget":
             self.fleet = pool.without(self.fleet, (event.version,))
         if before.serving_version != self.fleet.serving_version:
-            self._another_draft(before)
             score = self._offline.get(self.fleet.serving_version)
             self.fleet = replace(self.fleet, offline_accept_length=1.0 if score is None else score.accept_length)
         if before.stage != self.fleet.stage or before.serving_version != self.fleet.serving_version:
@@ -309,9 +307,7 @@ class Controller:
         move = rollout.advance(self.fleet, views, self.now, self.settings, self.led_since)
         if move is None:
             return
-        before, self.fleet = self.fleet, pool.follow(self.fleet, move.fleet, self.settings)
-        if before.serving_version != self.fleet.serving_version:
-            self._another_draft(before)
+        before = self._move_fleet(move.fleet)
         stage = f"{before.stage} of version {before.candidate_version or before.serving_version}"
         if before.stage == self.fleet.stage:
             self._moved = (f"{stage}: {move.reason}", move.numbers)
@@ -322,6 +318,13 @@ class Controller:
         if self.fleet.stage == rollout.REST:
             for name in self._roster.names():
                 self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
+
+    def _move_fleet(self, after: FleetState) -> FleetState:
+        """Take the next state, with its pool and what follows if another draft serves; returns the one before."""
+        before, self.fleet = self.fleet, pool.follow(self.fleet, after, self.settings)
+        if before.serving_version != self.fleet.serving_version:
+            self._another_draft(before)
+        return before
 
     def _another_draft(self, before: FleetState) -> None:
         """Another draft serves now: a new one, an earlier one, or the one before because this one was rolled back."""

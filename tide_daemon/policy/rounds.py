@@ -42,12 +42,13 @@ class RoundWanted:
     reason: str
 
 
-def idle_trainers(trainers: Iterable[TrainerView], at: float, settings: PolicySettings) -> list[TrainerView]:
-    """Those that could be asked for something now, by name; none while any of them is busy."""
+def idle_trainer(trainers: Iterable[TrainerView], at: float, settings: PolicySettings) -> TrainerView | None:
+    """The one to ask for something now: most new tokens, then the first by name; None while any of them is busy."""
     views = sorted(trainers, key=lambda view: view.name)
     if any(view.is_at_work for view in views):
-        return []
-    return [view for view in views if view.failed_at is None or at - view.failed_at >= settings.train_retry_s]
+        return None
+    idle = [view for view in views if view.failed_at is None or at - view.failed_at >= settings.train_retry_s]
+    return max(idle, key=lambda view: view.new_tokens, default=None)
 
 
 def next_round(
@@ -56,13 +57,12 @@ def next_round(
     """The round to begin now, None to wait.
 
     One round at a time: a second one would start from the same draft, and the gate could take only
-    one of the two. Among idle trainers the one with most new tokens, then the first by name. Trainers
-    that are lost, or late with what they were asked for, are left out by the caller: nobody waits for them.
+    one of the two. Trainers that are lost, or late with what they were asked for, are left out by the caller:
+    nobody waits for them.
     """
-    idle = idle_trainers(trainers, at, settings)
-    if not idle:
+    best = idle_trainer(trainers, at, settings)
+    if best is None:
         return None
-    best = max(idle, key=lambda view: view.new_tokens)
     if serving_version == NO_DRAFT:
         wanted, why = settings.train_first_tokens, "there is no draft yet"
     elif shifted:

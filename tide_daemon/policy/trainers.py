@@ -6,7 +6,7 @@ When a round pays is in rounds.py; this file keeps the state and turns answers i
 from tide_daemon.policy.asked import TrainerState
 from tide_daemon.policy.events import DraftName, PoolScored, TrainerFound, TrainerReported
 from tide_daemon.policy.instructions import Instruction, SetTrainer
-from tide_daemon.policy.rounds import RoundWanted, TrainerView, idle_trainers, next_round
+from tide_daemon.policy.rounds import RoundWanted, TrainerView, idle_trainer, next_round
 from tide_daemon.policy.settings import PolicySettings
 
 _MAX_POOL_REQUESTS = 128
@@ -34,9 +34,9 @@ class Trainers:
         return report is not None and at - report.at <= self._settings.lost_after_s
 
     def idle(self, at: float) -> str | None:
-        """The idle trainer with most new tokens, the first by name when equal; None while any of them is busy."""
-        idle = idle_trainers(self._views(at), at, self._settings)
-        return max(idle, key=lambda view: view.new_tokens).name if idle else None
+        """Name of the trainer to ask for something now, None while any of them is busy."""
+        view = idle_trainer(self._views(at), at, self._settings)
+        return None if view is None else view.name
 
     def next_round(self, at: float, serving_version: int, *, shifted: bool) -> RoundWanted | None:
         """The round to begin now, None to wait."""
