@@ -1,15 +1,16 @@
 """Child processes of the demonstration: started in their own groups, logged to files, always stopped.
 
 A child's group is killed if it does not end by itself, so that a Ctrl-C at any moment leaves nothing
-behind. Restarting is not done here: the roles supervise what they start, and systemd the roles.
+behind. `keep_alive` does what systemd does for the roles; what a role starts, it supervises itself.
 """
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +18,20 @@ TERM_DEADLINE_S = 20.0
 """A role drains within its own deadline (10 s by default) and stops its engine; then it is killed."""
 
 
+RESTART_AFTER_S = 2.0
+STAYS_DOWN = (0, 2)
+"""As RestartSec, Restart=on-failure and RestartPreventExitStatus in systemd/tide-daemon@.service."""
+
+
 @dataclass(slots=True)
 class Child:
-    """One started process. `log` receives both its output streams."""
+    """One started process. `log` receives both its output streams; `command` and `env` start it again."""
 
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
+    command: Sequence[str]
+    env: Mapping[str, str]
 
     @property
     def running(self) -> bool:
@@ -48,18 +56,18 @@ class Children:
         """Start `command` in a new session; `env` is added to this process's environment."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
         log = self.log_dir / f"{name}.log"
-        with log.open("ab") as output:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-        child = Child(name, popen, log)
+        child = Child(name, _open(log, command, env or {}), log, command, env or {})
         self.started.append(child)
         return child
+
+    async def keep_alive(self, told: Callable[[str], None]) -> None:
+        """Start again, until cancelled, whichever child has failed; `told` gets a sentence each time."""
+        while True:
+            await asyncio.sleep(RESTART_AFTER_S)
+            for child in self.started:
+                if not child.running and child.popen.returncode not in STAYS_DOWN:
+                    told(f"{child.name} ended with code {child.popen.returncode}: started again")
+                    child.popen = _open(child.log, child.command, child.env)
 
     def stop(self, deadline_s: float = TERM_DEADLINE_S) -> None:
         """SIGTERM to all, newest first, then SIGKILL to every group that is still there."""
@@ -76,3 +84,15 @@ class Children:
                 os.killpg(child.popen.pid, signal.SIGKILL)
             child.popen.wait()
         self.started.clear()
+
+
+def _open(log: Path, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )

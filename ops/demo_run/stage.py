@@ -73,10 +73,17 @@ async def set_up(
             await baseline.wait_until_ready(READY_TIMEOUT_S)
         bus = await JetStreamBus.connect(ConnectSettings((nats.url,), "demo"), topology)
         stack.push_async_callback(bus.close)
+        # Not before all are ready: what ends at once would be started for ever, and never said.
+        stack.push_async_callback(_end, asyncio.create_task(children.keep_alive(say)))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300), connector=aiohttp.TCPConnector(limit=0))
         )
         yield Stage(system, baseline, bus, session)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def log_to_file(path: Path) -> None:
