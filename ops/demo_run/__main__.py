@@ -21,6 +21,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="where to draw the run (default: STATE/demo.png)")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end and print addresses")
+    parser.add_argument("--kill", action="store_true", help="kill -9 every process in turn and see it recover")
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs: begin without a draft")
     parser.add_argument("--state", type=Path, default=default_state, help=f"folder of the run ({default_state})")
     parser.add_argument("--concurrency", type=int, default=Load().concurrency, help="requests at a time (default 4)")

@@ -6,6 +6,8 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from demo_run.phases import PHASES
 from demo_run.picture import draw
 from demo_run.play import Played, play
 from demo_run.stack import MODEL, Stack
-from demo_run.stage import set_up
+from demo_run.stage import Stage, set_up
 from demo_run.table import print_table
 from demo_run.waiting import StartError
 from demo_run.workloads import load_prompts
@@ -53,8 +55,9 @@ async def _run(options: argparse.Namespace, state: Path) -> None:
     load = Load.of(options.concurrency)
     async with set_up(state, model_dir, console.print, console.status) as stage:
         try:
-            played = await play(stage, prompts, options.minutes * 60, load, Console(), state / "frozen")
-            tell(options, load, played)
+            async with _kills(options, stage) as killed:
+                played = await play(stage, prompts, options.minutes * 60, load, Console(), state / "frozen")
+            tell(options, load, played, killed)
             if options.keep:
                 await _keep(stage.system)
         except asyncio.CancelledError:
@@ -62,13 +65,35 @@ async def _run(options: argparse.Namespace, state: Path) -> None:
             raise
 
 
-def tell(options: argparse.Namespace, load: Load, played: Played) -> None:
-    """The closing table, the picture and the figures."""
+@asynccontextmanager
+async def _kills(options: argparse.Namespace, stage: Stage) -> AsyncIterator[dict[str, object]]:
+    """With --kill, processes are killed during the block; what came of it is in the map after it."""
+    came_of_it: dict[str, object] = {}
+    if not options.kill:
+        yield came_of_it
+        return
+    from demo_run.kills import Killer
+
+    killer = Killer(stage, options.minutes * 60, console.print)
+    running = asyncio.create_task(killer.run())
+    try:
+        yield came_of_it
+        await killer.look_through_journal()
+        came_of_it |= killer.killed.to_map()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def tell(options: argparse.Namespace, load: Load, played: Played, killed: Mapping[str, object]) -> None:
+    """The closing table, the picture and the figures; `killed` is what --kill did."""
     names = [phase.name for phase in PHASES]
     print_table(console, played.results, names)
     picture = options.picture or options.state / "demo.png"
     draw(picture, played.timeline, played.results, played.starts, time.time())
     console.print(f"picture: {picture}")
+    for name, value in killed.items():
+        console.print(f"{name}: {value}")
     if options.json:
         timeline = played.timeline
         figures = played.results.to_map(names) | {
@@ -78,6 +103,7 @@ def tell(options: argparse.Namespace, load: Load, played: Played) -> None:
             "candidates": timeline.num_candidates,
             "requests_failed": played.num_failed,
             "decisions": [{"at": d.at, "reason": d.reason, "numbers": d.numbers} for d in timeline.decisions],
+            **killed,
         }
         options.json.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2))
         console.print(f"figures: {options.json}")

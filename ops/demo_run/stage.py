@@ -5,7 +5,7 @@ A private nats-server, the three roles, and a second SGLang to compare with. `op
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import aiohttp
 import structlog
 
 from demo_run.baseline import Baseline
-from demo_run.processes import Children
+from demo_run.processes import Child, Children
 from demo_run.stack import (
     AUX_LAYERS,
     DRAFT_VOCAB_SIZE,
@@ -37,9 +37,15 @@ Waiting = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is running: addresses of the system, the server to compare with, our own connections."""
+    """What is running in the folder `state`: the system and its processes, the server to compare with, our connections.
 
+    `nats` is the broker, `roles` the daemons by role.
+    """
+
+    state: Path
     system: Stack
+    nats: EmbeddedServer
+    roles: Mapping[str, Child]
     baseline: Baseline
     bus: Bus
     session: aiohttp.ClientSession
@@ -78,7 +84,7 @@ async def set_up(
         session = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300), connector=aiohttp.TCPConnector(limit=0))
         )
-        yield Stage(system, baseline, bus, session)
+        yield Stage(state, system, nats, roles, baseline, bus, session)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -65,7 +65,7 @@ async def test_phases_are_played_in_order(url: str, tmp_path: Path) -> None:
     baseline, out = MadeUpBaseline(url), StringIO()
     async with aiohttp.ClientSession() as session:
         bus = MemoryBus(MemoryBroker(topology))
-        stage = Stage(Stack("", url, {}, {}), baseline, bus, session)  # type: ignore[arg-type]
+        stage = Stage(tmp_path, Stack("", url, {}, {}), None, {}, baseline, bus, session)  # type: ignore[arg-type]
         played = await play(stage, PROMPTS, 0.3, Load.of(2), Console(file=out), tmp_path)
     assert [name for name, _ in played.starts] == [phase.name for phase in PHASES]
     tide = [measured.phase for measured in played.results.slices if measured.mode == "tide"]

@@ -2,7 +2,7 @@
 
 A draft of one layer takes as long around its arithmetic (SGLang's module tree, ModelRunner.forward, packing matrices)
 as in it, three times a step. The arithmetic is that of sglang/srt/models/llama_eagle3.py, LlamaModel.forward; one thing
-is left out: logits of rows that nobody reads.
+is left out: what comes after the attention, for rows of which only keys and values are wanted.
 
 Parameters are the live modules' own. Matrices are used through a packed copy (packed.py) that is renewed when they
 change, so weights that are swapped in place between two batches are in force at the next one.
@@ -53,10 +53,10 @@ class DraftPass:
             positions: [T].
             hidden: [T, A * H], the target's aux states, or [T, H], the draft's own output of the pass before.
             attend: attention over the cache.
-            rows: the rows that need logits; None for all.
+            rows: the R rows that need logits and hidden states; None for all, R = T.
 
         Returns:
-            Logits [len(rows) or T, V] and the hidden states [T, H] that the next pass takes.
+            Logits [R, V] and the hidden states [R, H] that the next pass takes.
         """
         layer = self._layer
         embeds = embedding(input_ids, self._model.embed_tokens.weight)
@@ -65,12 +65,14 @@ class DraftPass:
         inputs = torch.cat([self._norm(layer.input_layernorm, embeds), self._norm(layer.hidden_norm, hidden)], dim=-1)
         qk, v = self._qkv(inputs).split(self._sizes, dim=-1)
         q, k = self._rotate(qk, positions)
-        hidden = hidden + self._o(attend(q, k, v))
+        attended = attend(q, k, v)
+        if rows is not None:
+            hidden, attended = hidden.index_select(0, rows), attended.index_select(0, rows)
+        hidden = hidden + self._o(attended)
         gate_up = self._gate_up(self._norm(layer.post_attention_layernorm, hidden))
         gated = silu(gate_up[:, : self._inter_size]).mul_(gate_up[:, self._inter_size :])
         hidden = hidden + self._down(gated)
-        last = hidden if rows is None else hidden.index_select(0, rows)
-        return self._lm_head(self._norm(self._model.norm, last))[:, : self._vocab_size], hidden
+        return self._lm_head(self._norm(self._model.norm, hidden))[:, : self._vocab_size], hidden
 
     def refresh(self) -> None:
         """Call after weights were written other than by an in-place operation on the parameters themselves."""

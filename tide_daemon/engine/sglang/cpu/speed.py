@@ -104,7 +104,8 @@ def _run(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
         forward_batch.input_ids, forward_batch.positions, forward_batch.spec_info.hidden_states, attend, rows
     )
     if rows is not None:
-        logits = logits.new_zeros(hidden.shape[0], logits.shape[1]).index_copy_(0, rows, logits)
+        num_rows = forward_batch.input_ids.shape[0]
+        logits, hidden = (x.new_zeros(num_rows, x.shape[1]).index_copy_(0, rows, x) for x in (logits, hidden))
     output = LogitsProcessorOutput(next_token_logits=logits, hidden_states=hidden)
     return ModelRunnerOutput(logits_output=output, can_run_graph=False)
 
