@@ -13,13 +13,20 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benches.machine import commit
 from demo_run.stack import MODEL
 from demo_run.waiting import StartError
 
+from fault_runs import page
 from fault_runs.outcome import Outcome, table
 from fault_runs.table import FAULTS, Fault, named
+
+if TYPE_CHECKING:
+    from fault_runs.clients import Clients
+    from fault_runs.observer import Observer
+    from fault_runs.stage import Stage
 
 
 def main() -> int:
@@ -39,6 +46,14 @@ def main() -> int:
         help="modelled: no model and no clients, for trying things quickly",
     )
     parser.add_argument("--away", type=float, default=3600.0, metavar="S", help="seconds of trainer-away-for-an-hour")
+    parser.add_argument(
+        "--soak", action="store_true", help="random short faults for --minutes; needs an hour to mean much"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of the soak")
+    parser.add_argument("--seed", type=int, default=1, help="of the soak's choices")
+    parser.add_argument("--fuzz", action="store_true", help="every decoder and the control channel for --seconds")
+    parser.add_argument("--seconds", type=float, default=300.0, help="length of the fuzzing")
+    parser.add_argument("--page", action="store_true", help="write what was seen to ops/faults.md")
     parser.add_argument("--keep", action="store_true", help="keep files and logs and print where they are")
     arguments = parser.parse_args()
     try:
@@ -50,6 +65,10 @@ def main() -> int:
         return 0
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
+    if arguments.fuzz:
+        return fuzz_all(arguments)
+    if arguments.soak:
+        return asyncio.run(soak_all(arguments))
     outcomes = asyncio.run(run_all(faults, arguments))
     print(table(outcomes))
     return 0 if all(outcome.passed or outcome.not_run for outcome in outcomes) else 1
@@ -79,22 +98,11 @@ async def _on_one_stage(
     folder: Path, left: list[Fault], outcomes: list[Outcome], name: str, arguments: argparse.Namespace
 ) -> None:
     # Only now: --list and --help need neither torch nor a broker.
-    from fault_runs.clients import Clients
-    from fault_runs.observer import Observer
     from fault_runs.run import inflict
-    from fault_runs.stage import Stage
 
-    stage = Stage(folder, arguments.engine)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(stage.stop)
-        told(f"starting the system in {folder}; SGLang takes a minute" if arguments.engine == "sglang" else "starting")
-        clients = None
         try:
-            await stage.start()
-            observer = await stack.enter_async_context(Observer(stage, MODEL))
-            if arguments.engine == "sglang":
-                clients = await stack.enter_async_context(Clients(stage.openai_url))
-                await stage.until("requests are answered", clients.have_begun, 300.0)
+            stage, clients, observer = await started(stack, folder, arguments.engine)
         except StartError as error:
             told(f"the system does not start: {error}")
             while left:
@@ -113,9 +121,77 @@ async def _on_one_stage(
             for words in [*outcome.broken, *(f"not reported: {each}" for each in outcome.unreported)]:
                 told(f"    {words}")
             write(arguments.json, outcomes)
+            if arguments.page:
+                page.keep([outcome])
             if not outcome.recovered:
                 told("    the system has not recovered; the next fault gets a new one")
                 return
+
+
+async def started(stack: AsyncExitStack, folder: Path, engine: str) -> "tuple[Stage, Clients | None, Observer]":
+    """The system, its clients and the observer; all end with the stack.
+
+    Raises:
+        StartError: something did not get ready.
+    """
+    from fault_runs.clients import Clients
+    from fault_runs.observer import Observer
+    from fault_runs.stage import Stage
+
+    stage = Stage(folder, engine)
+    stack.push_async_callback(stage.stop)
+    told(f"starting the system in {folder}; SGLang takes a minute" if engine == "sglang" else "starting")
+    await stage.start()
+    observer = await stack.enter_async_context(Observer(stage, MODEL))
+    clients = None
+    if engine == "sglang":
+        clients = await stack.enter_async_context(Clients(stage.openai_url))
+        await stage.until("requests are answered", clients.have_begun, 300.0)
+    return stage, clients, observer
+
+
+async def soak_all(arguments: argparse.Namespace) -> int:
+    """The soak; prints and writes what came of it."""
+    from fault_runs.run import inflict
+    from fault_runs.soak import soak
+
+    name = commit()
+    folder = Path(tempfile.mkdtemp(prefix="tide-soak-"))
+    try:
+        async with AsyncExitStack() as stack:
+            stage, clients, observer = await started(stack, folder, arguments.engine)
+            outcomes, figures = await soak(
+                stage,
+                arguments.minutes,
+                arguments.seed,
+                lambda fault: cannot_run(fault, stage.engine, bool(stage.mounts)) is None,
+                lambda fault: inflict(fault, stage, clients, observer, name, arguments.away),
+                lambda: clients.requests if clients is not None else [],
+                told,
+            )
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(table(outcomes))
+    for words in figures["grown"]:
+        print(words)
+    print(f"{figures['other_answers']} of {figures['answers']} answers differ from the first one to the same prompt")
+    if arguments.json is not None:
+        document = {"commit": name, "outcomes": [each.to_map() for each in outcomes], **figures}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    well = all(outcome.passed for outcome in outcomes) and not figures["grown"] and not figures["other_answers"]
+    return 0 if well else 1
+
+
+def fuzz_all(arguments: argparse.Namespace) -> int:
+    """The fuzzing; prints what was found."""
+    from fault_runs.fuzz import fuzz
+
+    finds = fuzz(arguments.seconds, told)
+    for find in finds:
+        print(f"{find.target}: {find.data.hex()}\n{find.text}")
+    print(f"{len(finds)} finds in {arguments.seconds:g} s")
+    return 1 if finds else 0
 
 
 def cannot_run(fault: Fault, engine: str, mounts: bool) -> str | None:

@@ -32,6 +32,8 @@ from tide_daemon.wire.records import (
 Place = tuple[int, int]
 """Fencing token and sequence of a journal entry."""
 _POLL_S = 0.5
+ARRIVAL_S = 2.0
+"""What was journalled so long ago must stand as desired state, if its leader lives."""
 
 
 class Observer:
@@ -134,17 +136,19 @@ class Observer:
         """How many decisions were lost and how many were taken twice, over the whole run; kinds of both."""
         ledger = Ledger()
         present: set[Place] = set()
+        seen = set(self.entries)  # by now: later ones may come behind what is read below
         for record in await self._stored_records(subjects.journal(self._model)):
             if isinstance(record, Decision):
                 present.add((record.fencing_token, record.sequence))
                 ledger.journalled(record)
         asked = ledger.asked()
+        await asyncio.sleep(ARRIVAL_S)
         for record in await self._stored_records(subjects.all_control(self._model)):
             if isinstance(record, DesiredServer | DesiredTrainer):
                 ledger.desired(record)
         ledger.arrived(asked)
         ledger.close()
-        ledger.lost["an entry is gone"] += len(self.entries.keys() - present)
+        ledger.lost["an entry is gone"] += len(seen - present)
         return ledger.lost.total(), ledger.doubled.total(), dict(+ledger.lost + +ledger.doubled)
 
     async def _stored_records(self, subject: str) -> list[Record]:

@@ -212,8 +212,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "trainer-nan-loss",
         "trainer",
-        "states come whose squares are not finite any more, and a round is asked for",
-        "no draft with such weights is published; the trainer goes on",
+        "samples whose states are finite and whose squares are not, and rounds are asked for",
+        "they are refused and counted; a round is trained, and its loss is finite",
         recovers_within_s=300.0,
     ),
     Fault(
@@ -232,7 +232,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "controller-frozen",
         "controller",
-        "SIGSTOP for 20 s with a second controller standing by",
+        "SIGSTOP until a second controller, which stands by, leads",
         "the second one leads; what the first one writes when it wakes up is refused",
     ),
     Fault(
@@ -244,7 +244,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "controller-cut-off-with-lease",
         "controller",
-        "the leader's packets are held back for 20 s, then all let through at once",
+        "the leader's packets are held back until another one leads, then all let through at once",
         "its late writes are refused: no decision is taken twice",
     ),
     # Hostile or damaged data.

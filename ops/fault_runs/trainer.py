@@ -1,14 +1,18 @@
 """Faults of the trainer."""
 
 import asyncio
+import math
 import os
 import resource
 import signal
+from dataclasses import replace
 
+import numpy as np
 from demo_run.stack import MODEL
 
+from fault_runs import hostile
 from fault_runs.run import Inflicting
-from tide_daemon.wire import subjects
+from tide_daemon.wire import envelope, subjects
 
 ROUND_LIMIT_S = 300.0
 
@@ -131,6 +135,33 @@ async def trainer_disk_full(run: Inflicting) -> None:
     run.check("nothing is acknowledged while the disk is full", first == second)
     ballast.unlink()
     run.over()
+
+
+async def trainer_nan_loss(run: Inflicting) -> None:
+    stage = run.stage
+    good = [hostile.chunk(stage.spec, 700 + number, rows=64, node="demo-server") for number in range(12)]
+    # The largest that bf16 holds.
+    bad = [replace(chunk, aux=np.full_like(chunk.aux, 0x7F7F)) for chunk in good]
+    run.observer.hostile |= {(chunk.request_id, chunk.chunk_index) for chunk in bad}
+    run.expect(
+        "they are refused",
+        "trainer",
+        lambda status: status["roles"]["trainer"]["snapshot"]["refused"]["too_large"] >= len(bad),
+        lambda metrics: metrics["tide_refused_total{too_large}"] >= len(bad),
+    )
+    async with stage.bus() as bus:
+        for chunk in bad:
+            await bus.publish(subjects.subject_of(MODEL, chunk), envelope.encode(chunk))
+    run.over()
+    await stage.train(True)
+    before = (await stage.role("trainer"))["candidates_published"]
+
+    async def trained() -> bool:
+        shown = await stage.role("trainer")
+        return bool(shown["candidates_published"] > before and math.isfinite(shown["loss"]))
+
+    await run.until("a round is trained and published", trained, ROUND_LIMIT_S)
+    await stage.train(False)
 
 
 async def trainer_clock_jumps_a_day(run: Inflicting) -> None:
