@@ -147,6 +147,7 @@ async def started(stack: AsyncExitStack, folder: Path, engine: str) -> "tuple[St
     if engine == "sglang":
         clients = await stack.enter_async_context(Clients(stage.openai_url))
         await stage.until("requests are answered", clients.have_begun, 300.0)
+    await stage.serve_draft()
     return stage, clients, observer
 
 

@@ -13,7 +13,7 @@ async def broker_killed(run: Inflicting) -> None:
     run.expect_bus_lost()
     await asyncio.to_thread(stage.nats.kill)
     await asyncio.sleep(10.0)
-    await _answered_meanwhile(run, 10.0)
+    await _answered_meanwhile(run)
     await asyncio.to_thread(stage.nats.start)
     run.over()
 
@@ -30,7 +30,7 @@ async def broker_frozen_60s(run: Inflicting) -> None:
     run.expect_bus_lost()
     await asyncio.to_thread(run.stage.nats.freeze)
     await asyncio.sleep(60.0)
-    await _answered_meanwhile(run, 30.0)
+    await _answered_meanwhile(run)
     run.stage.nats.thaw()
     run.over()
 
@@ -41,7 +41,7 @@ async def broker_unreachable_5min(run: Inflicting) -> None:
     for role in ROLES:
         stage.relays[role].hold()
     await asyncio.sleep(300.0)
-    await _answered_meanwhile(run, 120.0)
+    await _answered_meanwhile(run)
     run.notes["rows_dropped"] = (await stage.role("server")).get("rows_dropped")
     for role in ROLES:
         # What waited in a network that lost it never arrives.
@@ -128,8 +128,14 @@ async def _set_draft_limit(run: Inflicting, max_bytes: int) -> None:
         run.check(f"the limit is changed: {answer.get('error')}", "error" not in answer)
 
 
-async def _answered_meanwhile(run: Inflicting, since_s: float) -> None:
-    if run.clients is not None:
-        since = time.monotonic() - since_s
-        answered = [each for each in run.clients.requests if each.started > since and not each.error]
-        run.check("requests go on without the broker", len(answered) >= 2)
+async def _answered_meanwhile(run: Inflicting) -> None:
+    """Requests that begin while the broker is away are answered; on a busy machine that takes its time."""
+    clients = run.clients
+    if clients is None:
+        return
+    since = time.monotonic()
+
+    async def answered() -> bool:
+        return {each.streamed for each in clients.requests if each.started > since and not each.error} == {True, False}
+
+    await run.until("requests go on without the broker", answered, 60.0)

@@ -100,9 +100,9 @@ async def manifest_without_base(run: Inflicting) -> None:
 
 
 async def parts_truncated_duplicated_reordered(run: Inflicting) -> None:
-    for order in ("truncated", "duplicated", "reordered"):
+    for seed, order in enumerate(("truncated", "duplicated", "reordered")):
         folder = run.stage.folder / f"draft-{order}"
-        made = await asyncio.to_thread(_random_draft, run, folder, len(order))
+        made = await asyncio.to_thread(_random_draft, run, folder, seed)
         async with run.stage.bus() as bus:
             version = await _claim(bus, made.digest)
             await _publish_draft(run, bus, version, made, order=order)
@@ -118,7 +118,7 @@ async def parts_truncated_duplicated_reordered(run: Inflicting) -> None:
 
 
 async def draft_loads_but_is_wrong(run: Inflicting) -> None:
-    made = await asyncio.to_thread(_random_draft, run, run.stage.folder / "draft-wrong", 7)
+    made = await asyncio.to_thread(_random_draft, run, run.stage.folder / "draft-wrong", 77)
     async with run.stage.bus() as bus:
         version = await _claim(bus, made.digest)
         await _publish_draft(run, bus, version, made)

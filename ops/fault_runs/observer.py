@@ -134,22 +134,28 @@ class Observer:
 
     async def decisions(self) -> tuple[int, int, dict[str, int]]:
         """How many decisions were lost and how many were taken twice, over the whole run; kinds of both."""
-        ledger = Ledger()
-        present: set[Place] = set()
         seen = set(self.entries)  # by now: later ones may come behind what is read below
-        for record in await self._stored_records(subjects.journal(self._model)):
-            if isinstance(record, Decision):
-                present.add((record.fencing_token, record.sequence))
-                ledger.journalled(record)
-        asked = ledger.asked()
+        earlier = Ledger()
+        for record in await self._journal():
+            earlier.journalled(record)
         await asyncio.sleep(ARRIVAL_S)
-        for record in await self._stored_records(subjects.all_control(self._model)):
-            if isinstance(record, DesiredServer | DesiredTrainer):
-                ledger.desired(record)
-        ledger.arrived(asked)
+        # Desired state before the journal that explains it: entries come first, so none can be missing there.
+        desired = await self._stored_records(subjects.all_control(self._model))
+        ledger, present = Ledger(), set[Place]()
+        for record in await self._journal():
+            present.add((record.fencing_token, record.sequence))
+            ledger.journalled(record)
+        for found in desired:
+            if isinstance(found, DesiredServer | DesiredTrainer):
+                ledger.desired(found)
+        ledger.arrived(earlier.asked())
         ledger.close()
         ledger.lost["an entry is gone"] += len(seen - present)
         return ledger.lost.total(), ledger.doubled.total(), dict(+ledger.lost + +ledger.doubled)
+
+    async def _journal(self) -> list[Decision]:
+        found = await self._stored_records(subjects.journal(self._model))
+        return [record for record in found if isinstance(record, Decision)]
 
     async def _stored_records(self, subject: str) -> list[Record]:
         found: list[Record] = []

@@ -59,6 +59,8 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
             "train_shift_tokens": 1 << 30,
             "watch_s": 5.0,
             "idle_sample_rate": 1.0,
+            # A draft of the pool is judged anew, which the ledger would take for a verdict given twice.
+            "pool_size": 0,
             "lost_after_s": 8.0,
         }
     },
@@ -97,7 +99,7 @@ class Stage:
         return f"http://127.0.0.1:{self.openai_port}"
 
     async def start(self) -> None:
-        """Start everything and have a draft served.
+        """Start everything.
 
         Raises:
             StartError: something did not get ready in time.
@@ -116,9 +118,16 @@ class Stage:
         for role in ("server", "trainer", "controller"):
             await self.start_role(role)
         await self.until("every role is ready", self.all_ready, START_LIMIT_S)
+
+    async def serve_draft(self) -> None:
+        """Publish a draft and wait until its rollout is over, which takes requests.
+
+        Raises:
+            StartError: it is not served in time.
+        """
         async with self.bus() as bus:
             await untrained.publish(bus, self.spec, self.model_dir, self.folder / "untrained", self.draft_vocab)
-        await self.until("the draft is served", self.is_converged, 120.0)
+        await self.until("the draft is served", self.is_converged, 180.0)
 
     @property
     def draft_vocab(self) -> int:
