@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+import httpx
 import openai
 
 from fault_runs.latency import Request
@@ -55,6 +56,12 @@ class Clients:
         with contextlib.suppress(openai.OpenAIError):
             await self._client.close()
 
+    def check(self) -> None:
+        """Raises what ended one of the clients, which go on for ever."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
     async def have_begun(self) -> bool:
         """Whether both have had an answer."""
         return {request.streamed for request in self.requests if not request.error} == {True, False}
@@ -70,7 +77,7 @@ class Clients:
         started, text, error = time.monotonic(), "", ""
         try:
             text = await (self._stream if streamed else self._whole)(PROMPTS[prompt], num_tokens)
-        except (openai.OpenAIError, OSError) as failure:
+        except (openai.OpenAIError, httpx.HTTPError, OSError) as failure:  # a stream that breaks off is httpx's error
             error = f"{type(failure).__name__}: {failure}"[:300]
         return Request(started, time.monotonic(), streamed, prompt, text, error)
 

@@ -210,6 +210,7 @@ async def _recover(run: Inflicting, outcome: Outcome, within_s: float, ended: fl
             "no new samples arrive": now is not None and appended is not None and now != appended,
         }
         if run.clients is not None:
+            run.clients.check()
             answered = [each for each in run.clients.requests if each.started > ended and not each.error]
             checks["requests are not answered"] = {each.streamed for each in answered} == {True, False}
         wrong = [words for words, well in checks.items() if not well]
