@@ -61,8 +61,22 @@ class NatsServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob("*.ports"):
             old.unlink()
-        config = self.folder / "nats.conf"
-        config.write_text(
+        self._write_config()
+        with (self.folder / "log").open("ab") as log:
+            command = [nats_server_binary(), "-c", str(self._config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        give_up_at = time.monotonic() + START_LIMIT_S
+        while not self._is_healthy():
+            if self.process.poll() is not None or time.monotonic() > give_up_at:
+                raise RuntimeError(f"nats-server did not become healthy:\n{self.log[-4000:]}")
+            time.sleep(0.01)
+
+    @property
+    def _config(self) -> Path:
+        return self.folder / "nats.conf"
+
+    def _write_config(self) -> None:
+        self._config.write_text(
             f"listen: 127.0.0.1:{self.port or -1}\n"
             f"http: 127.0.0.1:{self.monitor_port or -1}\n"
             f'ports_file_dir: "{self.folder}"\n'
@@ -70,13 +84,12 @@ class NatsServer:
             f'jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: {self.max_file_store} }}\n'
             f"{self.extra_config}\n"
         )
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([nats_server_binary(), "-c", str(config)], stdout=log, stderr=log)
-        give_up_at = time.monotonic() + START_LIMIT_S
-        while not self._is_healthy():
-            if self.process.poll() is not None or time.monotonic() > give_up_at:
-                raise RuntimeError(f"nats-server did not become healthy:\n{self.log[-4000:]}")
-            time.sleep(0.01)
+
+    def reload(self) -> None:
+        """Have it read its configuration again, with what was changed here since; refused changes are in its log."""
+        assert self.process is not None
+        self._write_config()
+        self.process.send_signal(signal.SIGHUP)
 
     def _is_healthy(self) -> bool:
         if not self.monitor_port:

@@ -17,11 +17,11 @@ from tide_daemon.trainer.rounds import Rounds, Trained
 from tide_daemon.wire.records import NO_DRAFT, DraftManifest, RequestScore, TargetSpec
 
 
-async def publish(bus: Bus, spec: TargetSpec, model_dir: Path, folder: Path) -> DraftManifest:
+async def publish(
+    bus: Bus, spec: TargetSpec, model_dir: Path, folder: Path, vocab_size: int = DRAFT_VOCAB_SIZE
+) -> DraftManifest:
     """Publish the first version of a model's draft, as a trainer would."""
-    config = config_for_target(
-        json.loads((model_dir / "config.json").read_text()), spec.aux_layer_ids, DRAFT_VOCAB_SIZE
-    )
+    config = config_for_target(json.loads((model_dir / "config.json").read_text()), spec.aux_layer_ids, vocab_size)
     round_ = Rounds(folder).open(1)
     digest = checkpoint.save(round_.candidate_dir, config, checkpoint.placeholder(config).tensors).digest
     round_.set_trained(Trained(digest, "", "nothing", 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))

@@ -30,7 +30,8 @@ class OutboxStats:
         num_dropped: not stored because the budget was spent ("drop_oldest" and "refuse" alike).
         num_failed: not stored because the broker refused for good, or for longer than give_up_s.
         num_retried: attempts after the first.
-        last_error: why the newest attempt failed, "" if none did.
+        last_error: why the newest failed attempt did, "" if none did.
+        problem: the same until a message is stored again.
     """
 
     num_stored: int = 0
@@ -42,6 +43,7 @@ class OutboxStats:
     waiting_bytes: int = 0
     in_flight: int = 0
     last_error: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +176,17 @@ class Outbox:
                     message.subject, message.data, message_id=message.message_id, timeout_s=self._timeout_s
                 )
             except (BusUnavailableError, BusFullError) as error:
-                self.stats.last_error = str(error)
+                self.stats.last_error = self.stats.problem = str(error)
                 if loop.time() + wait_s >= give_up_at:
                     self.stats.num_failed += 1
                     return
             except BusError as error:
                 # Too large, not permitted, closed: the next attempt would end the same way.
-                self.stats.last_error = str(error)
+                self.stats.last_error = self.stats.problem = str(error)
                 self.stats.num_failed += 1
                 return
             else:
+                self.stats.problem = ""
                 self.stats.num_stored += 1
                 self.stats.bytes_stored += len(message.data)
                 return

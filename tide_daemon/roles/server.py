@@ -292,6 +292,8 @@ class ServerRole:
         return {
             "engine": "ok" if state == "ready" else f"the engine is {state}",
             "bus": self._bus.problem or "ok",
+            "samples": self._chunks.stats.problem or "ok",
+            "reports": self._reports.stats.problem or "ok",
             "desired_state": self._convergence.last_error or "ok",
             **self._failed,
         }

@@ -5,8 +5,8 @@ Rules, each for something that happens in production:
 - a sample ends where rows are missing (drops, retention, a lost chunk): attention over a gap would be wrong;
 - a sample may start late (cached prefix): positions are absolute, training copes;
 - rows captured twice (a preempted request is prefilled again) count once, the first ones;
-- a chunk of another target, with states that are not finite, or whose first token is not the one that the chunk
-  before announced is refused and counted; what it would have joined is split there.
+- a chunk of another target, with states that are not finite or absurdly large, or whose first token is not the one
+  that the chunk before announced is refused and counted; what it would have joined is split there.
 """
 
 from collections import Counter
@@ -26,6 +26,9 @@ MIN_ROWS = 3
 """The shortest piece with a position to learn from: a row at p predicts the token at p+2."""
 
 _BF16_EXPONENT = 0x7F80
+_MAX_EXPONENT = (127 + 48) << 7
+"""States from 2^48 on are refused. Norms square what the draft's first layer makes of them, and above 2^64 a square is
+infinite in float32: one such row would make every round that it is in fail. Real states stay below 2^17."""
 
 
 def refusal(chunk: HiddenChunk, spec: TargetSpec) -> str | None:
@@ -33,8 +36,11 @@ def refusal(chunk: HiddenChunk, spec: TargetSpec) -> str | None:
     if chunk.spec != spec:
         differing = [f.name for f in fields(spec) if getattr(chunk.spec, f.name) != getattr(spec, f.name)]
         return f"other_{differing[0]}"
-    if bool(((chunk.aux & _BF16_EXPONENT) == _BF16_EXPONENT).any()):
+    exponents = chunk.aux & _BF16_EXPONENT
+    if bool((exponents == _BF16_EXPONENT).any()):
         return "not_finite"
+    if bool((exponents >= _MAX_EXPONENT).any()):
+        return "too_large"
     return None
 
 

@@ -32,7 +32,10 @@ def pack(message: Message) -> bytes:
 
 
 def _unpack(data: bytes) -> Message:
-    message = msgpack.unpackb(data)
+    try:
+        message = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise PipeError(f"a frame holds no message: {error}") from error
     if not isinstance(message, dict):
         raise PipeError("a frame is not a map")
     return message

@@ -70,17 +70,28 @@ def test_foreign_and_damaged_chunks_are_counted_by_reason() -> None:
     good = next(chunks(1, num_chunks=1))
     infinite = good.aux.copy()
     infinite[3, 5] = 0x7F80
+    huge, large = good.aux.copy(), good.aux.copy()
+    huge[3, 5] = (127 + 48) << 7  # 2^48
+    large[3, 5] = ((127 + 47) << 7) | 0x7F  # the largest below it
     bodies = [
         envelope.encode(good),
         envelope.encode(replace(good, spec=replace(SPEC, target_fingerprint="00" * 32))),
         envelope.encode(replace(good, spec=replace(SPEC, aux_layer_ids=(0, 1, 3)))),
         envelope.encode(replace(good, aux=infinite)),
+        envelope.encode(replace(good, aux=huge)),
+        envelope.encode(replace(good, aux=large)),
         envelope.encode(good)[:-3],
         b"",
     ]
     refused: Counter[str] = Counter()
-    assert len(list(decode_chunks(bodies, SPEC, refused))) == 1
-    assert refused == {"other_target_fingerprint": 1, "other_aux_layer_ids": 1, "not_finite": 1, "damaged": 2}
+    assert len(list(decode_chunks(bodies, SPEC, refused))) == 2
+    assert refused == {
+        "other_target_fingerprint": 1,
+        "other_aux_layer_ids": 1,
+        "not_finite": 1,
+        "too_large": 1,
+        "damaged": 2,
+    }
     assert len(LAYERS) == 3
 
 
