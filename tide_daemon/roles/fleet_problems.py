@@ -31,8 +31,8 @@ def _leader(status: FleetStatus) -> Iterator[Problem]:
     if status.at - status.decided_at > LEADER_SILENT_S:
         yield Problem(
             "no controller leads: nothing is decided",
-            "Is tide-daemon@controller running, and can it reach the broker? Nodes go on with what they were asked for, "
-            "and take steps away by themselves where they do not pay.",
+            "Is tide-daemon@controller running, and can it reach the broker? Nodes go on with what they were asked "
+            "for, and take steps away by themselves where they do not pay.",
             "TideNoLeader",
         )
 

@@ -162,7 +162,7 @@ def _guard(token: Token) -> Middleware:
         if token.value:
             if request.path not in _OPEN_PATHS and not has_token(request, token.value):
                 if request.path == "/" and request.method in ("GET", "HEAD"):
-                    raise web.HTTPSeeOther("/login")
+                    raise web.HTTPSeeOther("login")
                 raise web.HTTPUnauthorized(
                     headers={"WWW-Authenticate": "Bearer"}, text="send Authorization: Bearer TOKEN (status.token)\n"
                 )
@@ -195,7 +195,7 @@ def _login_handler(token: Token) -> Handler:
         if token.value and not is_token(given if isinstance(given, str) else "", token.value):
             await asyncio.sleep(_WRONG_TOKEN_PAUSE_S)
             return _html(_login_text("That is not the token. It is status.token of this daemon."), status=401)
-        answer = web.Response(status=303, headers={"Location": "/"})
+        answer = web.Response(status=303, headers={"Location": "./"})
         if token.value:
             answer.set_cookie(
                 cookie_name(request),
@@ -213,7 +213,7 @@ def _login_handler(token: Token) -> Handler:
 async def _logout(request: web.Request) -> web.Response:
     if not is_from_here(request):
         raise web.HTTPForbidden(text="this form was sent from another page\n")
-    answer = web.Response(status=303, headers={"Location": "/login"})
+    answer = web.Response(status=303, headers={"Location": "login"})
     answer.del_cookie(cookie_name(request), httponly=True, samesite="Strict")
     return answer
 

@@ -17,7 +17,17 @@ _DAEMON = ("node", "model", "roles", "version", "started_at", "stopping", "reloa
 _ROLE = ("state", "num_failures", "last_error")
 _SERVER = (
     *("engine", "draft_version", "desired_draft_version", "num_running", "accept_length", "tokens_per_s", "num_steps"),
-    *("collecting", "rows_written", "rows_dropped", "rows_published", "bytes_published", "chunks_waiting"),
+    *(
+        "decode_tokens_per_s",
+        "plain_tokens_per_s",
+        "of_plain",
+        "collecting",
+        "rows_written",
+        "rows_dropped",
+        "rows_published",
+        "bytes_published",
+        "chunks_waiting",
+    ),
     *("chunks_dropped", "requests_opted_out", "num_swaps", "engine_starts", "reason", "last_error"),
 )
 _TRAINER = (
@@ -63,17 +73,12 @@ def point_of(state: Mapping[str, object]) -> dict[str, float]:
     """
     point: dict[str, float] = {}
     fleet, server, trainer = (_mapping(state.get(name)) for name in ("fleet", "server", "trainer"))
-    rows = [_mapping(row) for row in _list(fleet.get("servers"))]
+    rows = [_mapping(row) for row in _list(fleet.get("servers"))] if fleet else [server]
     busy = [row for row in rows if _number(row.get("of_plain")) is not None]
     if busy:
         point["tokens_per_s"] = sum(_number(row.get("decode_tokens_per_s")) or 0.0 for row in busy)
         point["plain_tokens_per_s"] = sum(_number(row.get("plain_tokens_per_s")) or 0.0 for row in busy)
-    elif not fleet and server:
-        point["tokens_per_s"] = _number(server.get("tokens_per_s")) or 0.0
-    drafting = [
-        (_number(row.get("accept_length")), _number(row.get("decode_tokens_per_s")) or 0.0)
-        for row in (busy if fleet else [{**server, "decode_tokens_per_s": 1.0}])
-    ]
+    drafting = [(_number(row.get("accept_length")), _number(row.get("decode_tokens_per_s")) or 0.0) for row in busy]
     lengths = [(length, weight) for length, weight in drafting if length is not None and weight > 0.0]
     if lengths:
         point["accept_length"] = sum(length * weight for length, weight in lengths) / sum(w for _, w in lengths)

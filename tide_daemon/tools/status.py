@@ -74,7 +74,19 @@ def lines(status: FleetStatus) -> list[str]:
 
 
 def _server_table(servers: list[ServerRow]) -> list[str]:
-    heads = ("SERVER", "ENGINE", "RUNS", "ASKED", "REQUESTS", "STEPS", "ACCEPT", "TOKENS/S", "OF PLAIN", "CAPTURE", "HEARD")
+    heads = (
+        "SERVER",
+        "ENGINE",
+        "RUNS",
+        "ASKED",
+        "REQUESTS",
+        "STEPS",
+        "ACCEPT",
+        "TOKENS/S",
+        "OF PLAIN",
+        "CAPTURE",
+        "HEARD",
+    )
     rows = [
         (
             row.node,

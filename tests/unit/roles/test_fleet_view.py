@@ -1,4 +1,4 @@
-"""A fleet as it shows on the bus: rows, what speculation gains, what is left of a round, what is wrong and what to do."""
+"""A fleet as it shows on the bus: rows, what speculation gains, what is left of a round, what is wrong."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -176,7 +176,7 @@ def test_streams_that_are_full() -> None:
     view = view_with([])
     view.measured(StreamDepth("TIDE_DRAFT", 10, 99, 100))
     view.measured(StreamDepth("TIDE_HIDDEN", 1000, 99, 100, 0))
-    assert [what for what in quiet(view, 1.0)] == ["the stream of drafts is 99% full, and refuses new ones when it is"]
+    assert quiet(view, 1.0) == ["the stream of drafts is 99% full, and refuses new ones when it is"]
     view.measured(StreamDepth("TIDE_HIDDEN", 1000, 99, 100, 900))
     assert "900 chunks wait for a trainer" in quiet(view, 1.0)[1]
 

@@ -32,8 +32,7 @@ def told(entry: Decided) -> list[Instruction]:
     return [
         item
         for item in entry.instructions
-        if not isinstance(item, FleetMoved)
-        or not (is_copy(item) or any(reason in item.reason for reason in judged))
+        if not isinstance(item, FleetMoved) or not (is_copy(item) or any(reason in item.reason for reason in judged))
     ]
 
 
