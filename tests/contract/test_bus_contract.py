@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from tests.contract.conftest import ACK_WAIT_S, MAX_DELIVER, Broker
+from tests.contract.conftest import ACK_WAIT_S, MAX_DELIVER, TOPOLOGY, Broker
 from tide_daemon.bus.lease import is_held
 from tide_daemon.bus.port import Bus, Delivery, Puller, StoredMessage
 from tide_daemon.bus.topology import TRAINERS
@@ -14,6 +14,7 @@ from tide_daemon.errors import (
     BusConflictError,
     BusError,
     BusFullError,
+    BusSetupError,
     BusUnavailableError,
     MessageTooLargeError,
 )
@@ -551,3 +552,35 @@ class TestLease:
         """The broker counts a time to live in whole seconds."""
         with pytest.raises(ValueError, match="whole seconds"):
             bus.lease("m", "a", 0)
+
+
+class TestDepth:
+    """How full a stream is."""
+
+    async def test_counts_messages_bytes_and_what_waits(self, bus: Bus) -> None:
+        """All that is held, and what the shared consumer has not acknowledged, handed out or not."""
+        empty = await bus.depth("TIDE_HIDDEN")
+        assert (empty.num_messages, empty.num_bytes, empty.num_waiting) == (0, 0, 0)
+        for number in range(3):
+            await bus.publish(HIDDEN, b"x" * 100, message_id=f"depth-{number}")
+        puller = await bus.puller(TRAINERS)
+        first, second = await fetch_all(puller, 2)
+        await first.ack()
+        async with asyncio.timeout(5):
+            while (depth := await bus.depth("TIDE_HIDDEN")).num_waiting != 2:  # noqa: ASYNC110  # the broker's doing
+                await asyncio.sleep(0.01)
+        assert depth.num_messages == 3 and 300 <= depth.num_bytes < 1000
+        assert depth.max_bytes == next(spec.max_bytes for spec in TOPOLOGY.streams if spec.name == "TIDE_HIDDEN")
+        await second.ack()
+        await puller.close()
+
+    async def test_a_stream_without_a_shared_consumer(self, bus: Bus) -> None:
+        """Nobody waits there."""
+        await bus.publish(JOURNAL, b"1")
+        depth = await bus.depth("TIDE_JOURNAL")
+        assert (depth.num_messages, depth.num_waiting) == (1, None)
+
+    async def test_an_unknown_stream_is_refused(self, bus: Bus) -> None:
+        """With the name."""
+        with pytest.raises(BusSetupError, match="TIDE_NOWHERE"):
+            await bus.depth("TIDE_NOWHERE")

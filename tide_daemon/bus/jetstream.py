@@ -7,13 +7,14 @@ tail.py, lease.py. Retries are not here, see outbox.py.
 import json
 from collections.abc import AsyncGenerator
 from datetime import datetime
+from typing import Any
 
 from nats.aio.msg import Msg
 
 from tide_daemon.bus import admin
 from tide_daemon.bus.connection import Connection, ConnectSettings, status
 from tide_daemon.bus.lease import CasLease
-from tide_daemon.bus.port import StoredMessage
+from tide_daemon.bus.port import StoredMessage, StreamDepth
 from tide_daemon.bus.puller import JetStreamPuller
 from tide_daemon.bus.tail import Position, tail
 from tide_daemon.bus.topology import Topology
@@ -136,6 +137,23 @@ class JetStreamBus:
             return None
         if code:
             raise BusUnavailableError(f"{request}: {code} {(answer.headers or {}).get('Description', '')}".strip())
+        return answer
+
+    async def depth(self, stream: str) -> StreamDepth:
+        """See port.Bus.depth."""
+        held = await self._info(f"STREAM.INFO.{stream}")
+        waiting = None
+        for consumer in self._topology.consumers:
+            if consumer.stream == stream:
+                info = await self._info(f"CONSUMER.INFO.{stream}.{consumer.name}")
+                waiting = int(info["num_pending"]) + int(info["num_ack_pending"])
+        state, max_bytes = held["state"], max(0, int(held["config"].get("max_bytes", 0)))
+        return StreamDepth(stream, int(state["messages"]), int(state["bytes"]), max_bytes, waiting)
+
+    async def _info(self, request: str) -> dict[str, Any]:
+        answer = await self.connection.api(request)
+        if "error" in answer:
+            raise BusSetupError(f"{request}: {answer['error'].get('description')}")
         return answer
 
     def tail(self, subject: str, *, since: str = "new", sequence: int = 0) -> AsyncGenerator[StoredMessage]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 from tide_daemon.bus.lease import CasLease
 from tide_daemon.bus.memory_stream import MemoryConsumer, MemoryStream
-from tide_daemon.bus.port import StoredMessage
+from tide_daemon.bus.port import StoredMessage, StreamDepth
 from tide_daemon.bus.topology import Topology
 from tide_daemon.errors import BusClosedError, BusError, BusSetupError, BusUnavailableError, MessageTooLargeError
 
@@ -224,6 +224,16 @@ class MemoryBus:
         await self._reach(stream, _READ_TIMEOUT_S)
         self._broker.streams[stream].expire()
         return self._broker.streams[stream].get(sequence)
+
+    async def depth(self, stream: str) -> StreamDepth:
+        """See port.Bus.depth."""
+        await self._reach(stream, _READ_TIMEOUT_S)
+        held = self._broker.streams.get(stream)
+        if held is None:
+            raise BusSetupError(f"stream {stream} does not exist")
+        held.expire()
+        waiting = [item.num_waiting() for item in self._broker.consumers.values() if item.spec.stream == stream]
+        return StreamDepth(stream, *held.size(), held.spec.max_bytes, waiting[0] if waiting else None)
 
     async def tail(self, subject: str, *, since: str = "new", sequence: int = 0) -> AsyncIterator[StoredMessage]:
         """See port.Bus.tail."""

@@ -88,6 +88,14 @@ class MemoryStream:
         """The message of that sequence, None if it is not held."""
         return self._messages.get(sequence)
 
+    def size(self) -> tuple[int, int]:
+        """(messages, bytes) held."""
+        return len(self._messages), self._num_bytes
+
+    def count_since(self, pattern: str, first: int) -> int:
+        """Messages of a pattern with a sequence of at least `first`."""
+        return sum(covers(pattern, item.subject) for item in self._messages.values() if item.sequence >= first)
+
     def last(self, subject: str) -> StoredMessage | None:
         """The newest message of one subject."""
         held = self._by_subject.get(subject)
@@ -188,6 +196,10 @@ class MemoryConsumer:
         if not self._pending:
             return None
         return max(0.0, min(pending.due_at for pending in self._pending.values()) - self.clock())
+
+    def num_waiting(self) -> int:
+        """Messages not acknowledged yet, handed out or not."""
+        return len(self._pending) + self.stream.count_since(self.spec.filter_subject, self._next)
 
     def end(self, sequence: int) -> None:
         """Acknowledged or terminated: never again."""

@@ -20,6 +20,22 @@ class StoredMessage:
     stored_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class StreamDepth:
+    """What a stream holds now.
+
+    Attributes:
+        max_bytes: at which its rule when full applies; 0 for no limit.
+        num_waiting: messages that the consumer shared by all its readers has not acknowledged; None without one.
+    """
+
+    name: str
+    num_messages: int
+    num_bytes: int
+    max_bytes: int
+    num_waiting: int | None = None
+
+
 class Delivery(Protocol):
     """One message handed to a shared consumer; exactly one of ack, nak and term ends it."""
 
@@ -150,6 +166,15 @@ class Bus(Protocol):
 
     async def get(self, stream: str, sequence: int) -> StoredMessage | None:
         """One message of a stream by its sequence, without consuming it; None if it is not held."""
+        ...
+
+    async def depth(self, stream: str) -> StreamDepth:
+        """How full a stream of the topology is. Consumes nothing.
+
+        Raises:
+            BusSetupError: the stream or its consumer does not exist, or we may not look.
+            BusUnavailableError: no answer in time.
+        """
         ...
 
     def tail(self, subject: str, *, since: str = "new", sequence: int = 0) -> AsyncIterator[StoredMessage]:

@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 
 from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.lease import CasLease
-from tide_daemon.bus.port import Delivery, StoredMessage
+from tide_daemon.bus.port import Delivery, StoredMessage, StreamDepth
 from tide_daemon.bus.puller import JetStreamPuller
 from tide_daemon.bus.tail import Position
 from tide_daemon.bus.topology import Topology
@@ -124,6 +124,10 @@ class ReopeningBus:
     async def purge(self, subject: str) -> int:
         """See port.Bus.purge."""
         return await self._use(lambda bus, left_s: bus.purge(subject), _READ_TIMEOUT_S)
+
+    async def depth(self, stream: str) -> StreamDepth:
+        """See port.Bus.depth."""
+        return await self._use(lambda bus, left_s: bus.depth(stream), _READ_TIMEOUT_S)
 
     async def tail(self, subject: str, *, since: str = "new", sequence: int = 0) -> AsyncGenerator[StoredMessage]:
         """See port.Bus.tail."""

@@ -116,7 +116,7 @@ class StatusConfig:
     port: int = setting(8790, "Port to listen on; 0 takes a free one and logs it.", minimum=0, maximum=65535)
     token: str = setting(
         "",
-        "Clients must send it as `Authorization: Bearer TOKEN` (the page: #TOKEN after the address).",
+        "Clients must send it as `Authorization: Bearer TOKEN`; the page asks for it in a form.",
         pattern=(r"[\x21-\x7e]{16,256}", "16 to 256 printable characters without blanks"),
         secret=True,
         reloads=True,

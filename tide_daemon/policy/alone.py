@@ -8,11 +8,16 @@ changes no draft: that needs the fleet's view. When the controller is back, what
 """
 
 import math
+from collections import deque
 
-from tide_daemon.policy.events import ServerReported, StepsTable
+from tide_daemon.policy.events import ServerReported, StepCount, StepsTable
 from tide_daemon.policy.node import NodeState
+from tide_daemon.policy.plain_pace import PlainPace, plain_pace
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.steps import Choice, build_table, choose_steps, read_table
+
+_PACE_WINDOW_S = 10.0
+_KEPT_REPORTS = 100
 
 
 class Alone:
@@ -23,10 +28,18 @@ class Alone:
         self._settings = settings
         self._desired: StepsTable = ()
         self._choices: dict[int, Choice] | None = None
+        self._counted: deque[tuple[float, tuple[tuple[int, StepCount], ...]]] = deque(maxlen=_KEPT_REPORTS)
 
     def observe(self, report: ServerReported) -> None:
         """Take in a report of this node, sent or not."""
-        self._node.report(report)
+        self._counted.append((report.at, self._node.report(report)))
+
+    def pace(self) -> PlainPace | None:
+        """What speculation gains by the node's own figures, over the last seconds; None while it is idle."""
+        recent = [
+            item for at, counted in self._counted if at > self._counted[-1][0] - _PACE_WINDOW_S for item in counted
+        ]
+        return plain_pace(self._node.cost, recent)
 
     def table(self, at: float, desired: StepsTable, away_s: float) -> StepsTable:
         """The steps table to run: `desired`, or less of it while the controller has been away for too long."""

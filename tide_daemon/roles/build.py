@@ -40,6 +40,7 @@ def reconfigure(name: str, role: Role, config: Config) -> None:
 def _controller(config: Config, bus: Bus) -> Role:
     from tide_daemon.policy.settings import PolicySettings
     from tide_daemon.roles.controller import ControllerRole
+    from tide_daemon.roles.fleet_watch import FleetWatch
 
     return ControllerRole(
         bus,
@@ -48,6 +49,8 @@ def _controller(config: Config, bus: Bus) -> Role:
         config.node.name,
         lease_ttl_s=config.controller.lease_ttl_s,
         tick_s=config.controller.tick_s,
+        # Nobody looks where there is no page.
+        watch=FleetWatch(bus, config.node.model) if config.status.enabled else None,
     )
 
 

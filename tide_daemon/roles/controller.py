@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import structlog
 
@@ -41,6 +41,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
 from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
+from tide_daemon.roles.fleet_watch import FleetWatch
 from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.leadership import lease_name
 from tide_daemon.wire import subjects
@@ -51,6 +52,7 @@ log = structlog.get_logger()
 _QUEUE_EVENTS = 1000
 _MIN_TURN_LIMIT_S = 60.0
 _KEPT_DECISIONS = 50
+_WATCH_AGAIN_S = 10.0
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class ControllerRole:
         name: of this controller, for people and for the journal.
         lease_ttl_s: whole seconds after which a silent leader is replaced.
         tick_s: seconds between two Tick events.
+        watch: what the status page shows of the fleet; None shows this controller only.
     """
 
     def __init__(
@@ -89,8 +92,10 @@ class ControllerRole:
         lease_ttl_s: int = 5,
         tick_s: float = 1.0,
         clock: Clock | None = None,
+        watch: FleetWatch | None = None,
     ) -> None:
         self._bus = bus
+        self._watch = watch
         self._settings = settings
         self._model = model
         self._name = name
@@ -109,6 +114,7 @@ class ControllerRole:
     async def run(self, stop: asyncio.Event) -> None:
         """Lead whenever the lease can be had, until `stop` is set; then give it back."""
         stopping = asyncio.create_task(stop.wait())
+        watching = asyncio.create_task(self._watch_fleet(), name="watch the fleet")
         self._heartbeat.start()
         try:
             while not stop.is_set():
@@ -122,8 +128,19 @@ class ControllerRole:
                 pause.cancel()
         finally:
             stopping.cancel()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             with contextlib.suppress(BusError):
                 await self._lease.release()
+
+    async def _watch_fleet(self) -> None:
+        """For the page alone: whatever goes wrong with it, the controller goes on."""
+        while self._watch is not None:
+            try:
+                await self._watch.run()
+            except Exception:
+                log.exception("fleet_watch_raised")
+                await asyncio.sleep(_WATCH_AGAIN_S)
 
     def ready(self) -> bool:
         """True while the broker answers: leading or standing by are both its work."""
@@ -150,6 +167,8 @@ class ControllerRole:
             "decisions_total": self._num_decisions,
             "decisions": list(self._decisions),
         }
+        if self._watch is not None:
+            shown["overview"] = asdict(self._watch.status())
         if self._reign is not None:
             state = self._reign.policy.state_map()
             shown |= state

@@ -301,6 +301,7 @@ class ServerRole:
     def snapshot(self) -> dict[str, object]:
         """What the status page shows of this node."""
         stats, wanted, report = self._stats, self._convergence.desired, self._last_report
+        paced = self._alone.pace()
         return {
             "node": self._settings.node,
             "engine": "starting" if stats is None else stats.state,
@@ -309,6 +310,9 @@ class ServerRole:
             "num_running": 0 if stats is None else stats.num_running,
             "accept_length": self._accept_length,
             "tokens_per_s": 0.0 if report is None else pace.tokens_per_s(report),
+            "decode_tokens_per_s": None if paced is None else paced.tokens_per_s,
+            "plain_tokens_per_s": None if paced is None else paced.plain_tokens_per_s,
+            "of_plain": None if paced is None else paced.of_plain,
             "num_steps": 0 if stats is None or wanted is None else pace.steps_at(wanted.steps_table, stats.num_running),
             "collecting": stats is not None and stats.collecting,
             "rows_written": 0 if stats is None else stats.rows_written,

@@ -26,8 +26,8 @@ from tide_daemon.errors import ConfigError
 from tide_daemon.exit_codes import ExitCode
 from tide_daemon.policy.events import FleetState
 from tide_daemon.roles.controller_journal import read_end, read_record
+from tide_daemon.roles.newest import newest_of
 from tide_daemon.tools.configured_bus import OpenBus, add_bus_arguments, open_configured_bus
-from tide_daemon.tools.newest import newest_of
 from tide_daemon.tools.operator_request import ask
 from tide_daemon.tools.table import table
 from tide_daemon.wire import subjects

@@ -19,16 +19,21 @@ from tide_daemon.policy.why.words import VERDICTS, clock, steps_words
 def why_decision(entry: Decided) -> list[str]:
     """The decision's time and cause, then a line for each thing that was decided."""
     lines = [f"{clock(entry.at)}, when {cause_words(entry.event)}:"]
-    judged = {item.reason for item in entry.instructions if isinstance(item, Judged | Answered)}
-    for instruction in entry.instructions:
-        if isinstance(instruction, FleetMoved) and (
-            is_copy(instruction) or any(reason in instruction.reason for reason in judged)
-        ):
-            continue
-        lines.append(f"  {_decided(instruction)}")
+    for instruction in told(entry):
+        lines.append(f"  {decided_words(instruction)}")
         if instruction.numbers:
             lines.append(f"    {', '.join(f'{key} {value:.6g}' for key, value in instruction.numbers.items())}")
     return lines
+
+
+def told(entry: Decided) -> list[Instruction]:
+    """The instructions that say something new: no copies of the state, no move that repeats a verdict's reason."""
+    judged = {item.reason for item in entry.instructions if isinstance(item, Judged | Answered)}
+    return [
+        item
+        for item in entry.instructions
+        if not isinstance(item, FleetMoved) or not (is_copy(item) or any(reason in item.reason for reason in judged))
+    ]
 
 
 def cause_words(event: Event) -> str:
@@ -54,7 +59,8 @@ def cause_words(event: Event) -> str:
             return "time went by"
 
 
-def _decided(instruction: Instruction) -> str:
+def decided_words(instruction: Instruction) -> str:
+    """What was asked of whom or answered, and the reason."""
     match instruction:
         case SetServer():
             draft = f"version {instruction.draft_version}" if instruction.draft_version else "no draft"
