@@ -17,9 +17,10 @@ _BATCH_BYTES = 4 << 20
 _EXPIRES_S = 30.0
 _INACTIVE_S = 30.0
 _NANO = 1_000_000_000
-_DELETE_FAILED = 10057
-"""JetStream's error code for every failure of a deletion; its words tell a message that is not there: "sequence 2 not
-found" (server 2.15.1)."""
+_NOT_FOUND = 10043
+"""JetStream's error code for a sequence that holds no message (nats-server server/errors.json)."""
+_PAST_THE_END = "stream store EOF"
+"""What it says of a sequence that the stream has not reached (2.15.1)."""
 
 
 async def message_ids(connection: Connection, stream: str, subject: str, reader: str) -> list[tuple[int, str]]:
@@ -90,6 +91,6 @@ async def erase(connection: Connection, stream: str, sequence: int) -> bool:
     if error is None:
         return True
     text = str(error.get("description"))
-    if error.get("err_code") == _DELETE_FAILED and "not found" in text:
+    if error.get("err_code") == _NOT_FOUND or text == _PAST_THE_END:
         return False
     raise BusError(f"message {sequence} of {stream} was not erased: {text}")

@@ -1,8 +1,8 @@
 """Chunks that name no token, and what can be told of their tokens all the same. Pure.
 
 A server that withholds token ids says of each generated token only whether it was the first choice of the target's
-top-k in the row before. Where it was, the top-k names it; elsewhere, and in the whole prompt, nobody is told. This keeps
-ids from being read off; it does not make states unreadable, see PRIVACY.md.
+top-k in the row before. Where it was, the top-k names it; elsewhere, and in the whole prompt, nobody is told. This
+keeps ids from being read off; it does not make states unreadable, see PRIVACY.md.
 """
 
 from dataclasses import replace
@@ -23,7 +23,8 @@ def first_choices(topk_ids: NDArray[np.int32], topk_logprobs: NDArray[np.float16
         return np.full(len(topk_ids), -1, np.int32)
     captured = np.where(topk_ids >= 0, topk_logprobs.astype(np.float32), -np.inf)
     best = np.argmax(captured, axis=1)
-    return topk_ids[np.arange(len(topk_ids)), best]
+    chosen: NDArray[np.int32] = topk_ids[np.arange(len(topk_ids)), best]
+    return chosen
 
 
 def withhold(chunk: HiddenChunk, before: int = -1) -> HiddenChunk:
