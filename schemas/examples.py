@@ -93,6 +93,12 @@ EXAMPLES: dict[str, Record] = {
     "hidden_chunk_bf16": hidden_chunk("bf16"),
     "hidden_chunk_bf16_planes": hidden_chunk("bf16-planes"),
     "hidden_chunk_int8_block64": hidden_chunk("int8-block64"),
+    "hidden_chunk_withheld": dataclasses.replace(
+        hidden_chunk("bf16-planes"),
+        token_ids=np.array([records.OTHER_CHOICE, records.OTHER_CHOICE, records.FIRST_CHOICE], np.int32),
+        next_token_id=-1,
+        withheld=True,
+    ),
     "draft_manifest_anchor": manifest(None),
     "draft_manifest_delta": manifest(7),
     "draft_manifest_positions": dataclasses.replace(
@@ -255,5 +261,7 @@ EXAMPLES: dict[str, Record] = {
         digest=_sha256("version 7"),
         reason="version 8 is slow on German",
     ),
+    "forget_samples": records.ForgetSamples(REQUEST_ID, AT, "alice", "the customer asked for it"),
+    "samples_forgotten": records.SamplesForgotten(REQUEST_ID, "trainer-1", AT + 1.0, 2, 3),
     "target_rows": records.TargetRows(SPEC, "embed_tokens", 2, 1, 100, 4, bytes(range(8))),
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.examples import EXAMPLES
-from tide_daemon.wire import containers, fields, kinds
+from tide_daemon.wire import chunk, containers, fields, kinds
 from tide_daemon.wire.envelope import decode_map, encode
 from tide_daemon.wire.structs import Struct
 
@@ -39,7 +39,7 @@ def message_schema(kind: kinds.Kind) -> dict[str, Any]:
         described = _map_schema(kind.record, kind.struct.fields, kind.struct.required, definitions)
     else:
         wire_fields = kinds.HIDDEN_CHUNK_FIELDS | kinds.HIDDEN_CHUNK_SIZES
-        described = _map_schema(kind.record, wire_fields, tuple(wire_fields), definitions)
+        described = _map_schema(kind.record, wire_fields, chunk.REQUIRED, definitions)
         described["properties"]["num_rows"]["description"] = "n, rows of every tensor."
         described["properties"]["num_topk"]["description"] = "k, log-probabilities a row."
     schema = {

@@ -1,6 +1,7 @@
 """The files of ops/nats/ as they are, at work: folders and ports moved, nothing else. TLS and nkeys as for real."""
 
 import contextlib
+import json
 import shutil
 import socket
 import ssl
@@ -46,13 +47,17 @@ class Deployment:
         self.names = names
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._routes = dict(zip(names, free_ports(len(names)), strict=True))
+        self.leaf_port = free_ports(1)[0]
         self._monitors = dict(zip(names, free_ports(len(names)), strict=True))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        etc = folder / "etc"
-        assert cli.main(["admin", "users", "--folder", str(etc), "--model", MODEL, *USERS]) == 0
-        subprocess.run([str(OPS_NATS / "certificates"), str(etc / "tls"), "localhost", "127.0.0.1"], check=True)
+        self._prepare(folder / "etc")
         for name in names:
             self._write(name, file)
+
+    def _prepare(self, etc: Path) -> None:
+        """Keys, users and certificates."""
+        assert cli.main(["admin", "users", "--folder", str(etc), "--model", MODEL, *USERS]) == 0
+        subprocess.run([str(OPS_NATS / "certificates"), str(etc / "tls"), "localhost", "127.0.0.1"], check=True)
 
     def _write(self, name: str, file: str) -> None:
         etc, own = self.folder / "etc", self.folder / name
@@ -61,11 +66,12 @@ class Deployment:
             text = path.read_text().replace("/etc/nats", str(etc)).replace("/var/lib/nats", str(own / "store"))
             text = text.replace("0.0.0.0:4222", f"127.0.0.1:{self.ports[name]}")
             text = text.replace("127.0.0.1:8222", f"127.0.0.1:{self._monitors[name]}")
+            text = text.replace("0.0.0.0:7422", f"127.0.0.1:{self.leaf_port}")
             text = text.replace("0.0.0.0:6222", f"127.0.0.1:{self._routes[name]}")
             for other, port in self._routes.items():
                 text = text.replace(f"nats-route://{other}:6222", f"nats-route://127.0.0.1:{port}")
             (own / path.name).write_text(text)
-        shutil.copy(etc / "users.conf", own / "users.conf")
+        shutil.copy2(etc / "users.conf", own / "users.conf")
         (own / "main").write_text(file)
 
     @property
@@ -142,3 +148,26 @@ class Deployment:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+    def monitor(self, name: str, page: str) -> dict[str, object]:
+        """What the broker's own monitoring says, `leafz` for one."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._monitors[name]}/{page}", timeout=5) as answer:
+            return dict(json.load(answer))
+
+
+class FarSite(Deployment):
+    """A broker from far.conf with some of the hub's users, linked to it."""
+
+    def __init__(self, folder: Path, hub: Deployment, users: Sequence[str]) -> None:
+        self._hub = hub
+        self._users = users
+        super().__init__(folder, "far.conf", ("far",))
+
+    def _prepare(self, etc: Path) -> None:
+        etc.mkdir(parents=True)
+        for user in self._users:
+            shutil.copy(self._hub.key(user), etc)
+        shutil.copytree(self._hub.folder / "etc/tls", etc / "tls")
+        url = f"tls://localhost:{self._hub.leaf_port}"
+        command = ["admin", "users", "--folder", str(etc), "--model", MODEL, "--hub", url]
+        assert cli.main([*command, *self._users]) == 0

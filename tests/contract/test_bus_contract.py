@@ -584,3 +584,34 @@ class TestDepth:
         """With the name."""
         with pytest.raises(BusSetupError, match="TIDE_NOWHERE"):
             await bus.depth("TIDE_NOWHERE")
+
+
+class TestErasing:
+    async def test_messages_are_found_by_their_ids_and_erased_one_by_one(self, bus: Bus) -> None:
+        """All of a filter, without payloads; one goes and the others stay; a second time there is nothing to erase."""
+        assert await bus.message_ids("tide.v1.hidden.m.*", "seeker") == []
+        first = await bus.publish(HIDDEN, b"a", message_id="x")
+        second = await bus.publish(HIDDEN.replace("n1", "n2"), b"b", message_id="y")
+        third = await bus.publish(HIDDEN, b"c")
+        await bus.publish(HIDDEN.replace(".m.", ".other."), b"d", message_id="z")
+        assert await bus.message_ids("tide.v1.hidden.m.*", "seeker") == [(first, "x"), (second, "y"), (third, "")]
+        assert await bus.erase("TIDE_HIDDEN", second)
+        assert not await bus.erase("TIDE_HIDDEN", second)
+        assert not await bus.erase("TIDE_HIDDEN", 99)
+        assert await bus.get("TIDE_HIDDEN", second) is None
+        assert await bus.message_ids("tide.v1.hidden.m.*", "seeker") == [(first, "x"), (third, "")]
+
+    async def test_many_are_found(self, bus: Bus) -> None:
+        """More than one pull brings."""
+        sequences = await asyncio.gather(*(bus.publish(HIDDEN, b"x", message_id=str(i)) for i in range(1200)))
+        found = await bus.message_ids("tide.v1.hidden.m.*", "seeker")
+        assert {sequence for sequence, _ in found} == set(sequences) and len(found) == 1200
+
+    async def test_an_erased_message_is_not_delivered(self, bus: Bus) -> None:
+        """A shared consumer that has not had it yet passes over it."""
+        kept = await bus.publish(HIDDEN, b"kept")
+        gone = await bus.publish(HIDDEN, b"gone")
+        await bus.erase("TIDE_HIDDEN", gone)
+        puller = await bus.puller(TRAINERS)
+        assert {delivery.message.sequence for delivery in await fetch_all(puller, 3, 2.0)} == {kept}
+        await puller.close()

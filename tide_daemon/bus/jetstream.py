@@ -11,7 +11,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from tide_daemon.bus import admin
+from tide_daemon.bus import admin, erasing
 from tide_daemon.bus.connection import Connection, ConnectSettings, status
 from tide_daemon.bus.lease import CasLease
 from tide_daemon.bus.port import StoredMessage, StreamDepth
@@ -177,6 +177,14 @@ class JetStreamBus:
             kind = BusSetupError if error.get("code") == 404 else BusError
             raise kind(f"cannot purge {subject}: {error.get('description')}")
         return int(answer.get("purged", 0))
+
+    async def message_ids(self, subject: str, reader: str) -> list[tuple[int, str]]:
+        """See port.Bus.message_ids."""
+        return await erasing.message_ids(self.connection, self._topology.stream_of(subject).name, subject, reader)
+
+    async def erase(self, stream: str, sequence: int) -> bool:
+        """See port.Bus.erase."""
+        return await erasing.erase(self.connection, stream, sequence)
 
     def lease(self, name: str, holder: str, ttl_s: int) -> CasLease:
         """See port.Bus.lease."""

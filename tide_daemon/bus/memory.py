@@ -271,6 +271,16 @@ class MemoryBus:
         await self._reach(subject, _READ_TIMEOUT_S)
         return self._broker.stream(subject).purge(subject)
 
+    async def message_ids(self, subject: str, reader: str) -> list[tuple[int, str]]:
+        """See port.Bus.message_ids."""
+        await self._reach(subject, _READ_TIMEOUT_S)
+        return self._broker.stream(subject).message_ids(subject)
+
+    async def erase(self, stream: str, sequence: int) -> bool:
+        """See port.Bus.erase."""
+        await self._reach(stream, _READ_TIMEOUT_S)
+        return self._broker.streams[stream].erase(sequence)
+
     def lease(self, name: str, holder: str, ttl_s: int) -> CasLease:
         """See port.Bus.lease."""
         return CasLease(self, name, holder, ttl_s)

@@ -122,6 +122,21 @@ class MemoryStream:
             self._delete(sequence)
         return len(gone)
 
+    def message_ids(self, pattern: str) -> list[tuple[int, str]]:
+        """(sequence, message id) of the messages of a pattern, oldest first."""
+        return [
+            (message.sequence, self._id_of.get(message.sequence, ""))
+            for message in self._messages.values()
+            if covers(pattern, message.subject)
+        ]
+
+    def erase(self, sequence: int) -> bool:
+        """Delete one message; False if it is not held."""
+        if sequence not in self._messages:
+            return False
+        self._delete(sequence)
+        return True
+
     def _delete(self, sequence: int) -> None:
         message = self._messages.pop(sequence)
         self._num_bytes -= _size(message)

@@ -5,6 +5,7 @@ Least privilege: a subject is here because a named call of the role needs it. So
 - STREAM.PURGE takes its filter in the body, so who may purge one draft may purge all of them. A trainer may, and a
   server the target's rows. A purged draft is gone for new nodes; those that run it have it on disk.
 - What JetStream sends as an answer is held to nobody's permissions; therefore an account a user, see users.py.
+- STREAM.MSG.DELETE names the message in the body: a trainer may erase every sample. It can withhold them anyway.
 - CONSUMER.MSG.NEXT of another reader's short-lived consumer would be allowed, if its random name could be guessed.
 - One user may write every version's parts and manifests: trainers number drafts among themselves. Desired state
   holds the digest, so a manifest that was overwritten is refused.
@@ -68,6 +69,8 @@ def _server(name: str, model: str, topology: Topology) -> list[str]:
         subjects.all_target_rows(model),
         *_reads("TIDE_TARGET", subjects.all_target_rows(model)),
         "$JS.API.STREAM.PURGE.TIDE_TARGET",
+        # Whose samples are to be forgotten: nothing more of them is sent.
+        *_follows("TIDE_FORGET", subjects.all_forgets(model)),
         # Whether anybody leads: a node without a leader looks after its own steps.
         *_reads("KV_TIDE_LEASE", f"{LEASE_SUBJECT}.controller-{model}"),
     ]
@@ -87,7 +90,28 @@ def _trainer(name: str, model: str, topology: Topology) -> list[str]:
         *_follows("TIDE_DRAFT", subjects.all_manifests(model)),
         "$JS.API.STREAM.PURGE.TIDE_DRAFT",
         *_reads("TIDE_TARGET", subjects.all_target_rows(model)),
+        *_forgets(name, model),
     ]
+
+
+def _forgets(name: str, model: str) -> list[str]:
+    """Deletes what is to be forgotten from the stream, and says so. The scan's consumer has a name of its own, so
+    that the shared one cannot be changed or deleted."""
+    reader = forget_reader(name)
+    return [
+        *_follows("TIDE_FORGET", subjects.all_forgets(model)),
+        subjects.all_forgotten(model, name),
+        *_reads("TIDE_FORGET", subjects.all_forgotten(model, name)),
+        f"$JS.API.CONSUMER.CREATE.TIDE_HIDDEN.{reader}.{subjects.all_hidden(model)}",
+        f"$JS.API.CONSUMER.MSG.NEXT.TIDE_HIDDEN.{reader}",
+        f"$JS.API.CONSUMER.DELETE.TIDE_HIDDEN.{reader}",
+        "$JS.API.STREAM.MSG.DELETE.TIDE_HIDDEN",
+    ]
+
+
+def forget_reader(trainer: str) -> str:
+    """Name of the consumer by which a trainer looks for messages that are to be erased."""
+    return f"forget-{trainer}"
 
 
 def _controller(name: str, model: str, topology: Topology) -> list[str]:
@@ -111,6 +135,9 @@ def _operator(name: str, model: str, topology: Topology) -> list[str]:
     """Reads all but hidden states, which reveal prompts. `drafts forget` purges what the controller let go."""
     return [
         subjects.all_operator_requests(model),
+        subjects.all_forgets(model),
+        *_follows("TIDE_FORGET", subjects.all_forgets(model)),
+        *_follows("TIDE_FORGET", subjects.all_forgotten(model)),
         "$JS.API.STREAM.PURGE.TIDE_DRAFT",
         "$JS.API.DIRECT.GET.TIDE_JOURNAL",
         *_reads("TIDE_CONTROL", subjects.all_control(model)),

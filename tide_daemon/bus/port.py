@@ -202,6 +202,21 @@ class Bus(Protocol):
         """Delete the messages of a subject (wildcards allowed); returns how many."""
         ...
 
+    async def message_ids(self, subject: str, reader: str) -> Sequence[tuple[int, str]]:
+        """(sequence, message id) of every message of a subject (wildcards allowed) that is stored now; "" for no id.
+
+        Payloads do not travel. `reader` names the short-lived consumer: one scan at a time under one name.
+
+        Raises:
+            BusSetupError: the stream does not exist, or we may not read it.
+            BusUnavailableError: interrupted; call again.
+        """
+        ...
+
+    async def erase(self, stream: str, sequence: int) -> bool:
+        """Delete one message and overwrite it on the broker's disk; False if it is not held (any more)."""
+        ...
+
     def lease(self, name: str, holder: str, ttl_s: int) -> Lease:
         """A lease of whole seconds, at least 1. `holder` is for people; two leases never share a hold."""
         ...

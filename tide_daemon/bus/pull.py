@@ -32,6 +32,7 @@ class AckInfo:
     stream_sequence: int
     consumer_sequence: int
     stored_at: float
+    num_pending: int
 
 
 def parse_ack_subject(reply: str) -> AckInfo:
@@ -43,10 +44,11 @@ def parse_ack_subject(reply: str) -> AckInfo:
     tokens = reply.split(".")
     first = 4 if len(tokens) == 9 else 6
     try:
-        delivered, stream_sequence, consumer_sequence, time_ns = (int(token) for token in tokens[first : first + 4])
+        numbers = [int(token) for token in tokens[first : first + 5]]
+        delivered, stream_sequence, consumer_sequence, time_ns, num_pending = numbers
     except ValueError as error:
         raise BusError(f"not an acknowledgement subject: {reply!r}") from error
-    return AckInfo(delivered, stream_sequence, consumer_sequence, time_ns / _NANO)
+    return AckInfo(delivered, stream_sequence, consumer_sequence, time_ns / _NANO, num_pending)
 
 
 def stored_message(message: Msg) -> StoredMessage:

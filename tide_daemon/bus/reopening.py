@@ -129,6 +129,14 @@ class ReopeningBus:
         """See port.Bus.depth."""
         return await self._use(lambda bus, left_s: bus.depth(stream), _READ_TIMEOUT_S)
 
+    async def message_ids(self, subject: str, reader: str) -> list[tuple[int, str]]:
+        """See port.Bus.message_ids."""
+        return await self._use(lambda bus, left_s: bus.message_ids(subject, reader), _READ_TIMEOUT_S)
+
+    async def erase(self, stream: str, sequence: int) -> bool:
+        """See port.Bus.erase."""
+        return await self._use(lambda bus, left_s: bus.erase(stream, sequence), _READ_TIMEOUT_S)
+
     async def tail(self, subject: str, *, since: str = "new", sequence: int = 0) -> AsyncGenerator[StoredMessage]:
         """See port.Bus.tail."""
         position = Position(since, sequence)

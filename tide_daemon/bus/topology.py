@@ -9,6 +9,8 @@ What each stream is for, and what happens when it is full:
     TIDE_CONTROL  desired state; one message a subject, the last one counts
     TIDE_JOURNAL  every decision with its cause; oldest go first
     TIDE_OPERATOR what operators asked; one message a request, gone after an hour
+    TIDE_FORGET   which requests' samples are to be forgotten, and what each trainer erased; kept for longer than any
+                  store keeps samples, and a full stream refuses: no trainer that was away misses one
     TIDE_DEAD     advisories about messages that were given up; the messages stay in their stream
     KV_TIDE_LEASE the leases, a KV bucket with a time to live per key
 """
@@ -22,6 +24,8 @@ _ADVISORY = "$JS.EVENT.ADVISORY.CONSUMER"
 
 MIB = 1 << 20
 HOUR_S = 3600.0
+FORGET_MAX_AGE_S = 400 * 24 * HOUR_S
+"""Longer than trainer.store_max_age_s may be (366 days)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +197,14 @@ def build_topology(limits: TopologyLimits) -> Topology:
         stream("TIDE_CONTROL", (f"{ROOT}.control.>",), limits.control_max_bytes, 0.0, max_per_subject=1),
         stream("TIDE_JOURNAL", (f"{ROOT}.journal.>",), limits.journal_max_bytes, limits.journal_max_age_s),
         stream("TIDE_OPERATOR", (f"{ROOT}.operator.>",), MIB, HOUR_S, max_per_subject=1),
+        stream(
+            "TIDE_FORGET",
+            (f"{ROOT}.forget.>",),
+            16 * MIB,
+            FORGET_MAX_AGE_S,
+            refuse_when_full=True,
+            max_per_subject=1,
+        ),
         stream(
             "TIDE_DEAD",
             (f"{_ADVISORY}.MAX_DELIVERIES.TIDE_HIDDEN.>", f"{_ADVISORY}.MSG_TERMINATED.TIDE_HIDDEN.>"),

@@ -1,6 +1,7 @@
 """Users of the broker: an nkey each, and the part of the server's configuration that says what each may do.
 
-A seed is made once and never shown; the server's file holds public keys only, so it may lie anywhere.
+A seed is made once and never shown; the server's file holds public keys only, so it may lie anywhere. The one of a
+second site's broker holds seeds, with which it logs in at the hub: nats-server takes them from no file of their own.
 """
 
 import json
@@ -111,6 +112,43 @@ def server_config(users: Sequence[tuple[User, str]], model: str, topology: Topol
     return "\n".join([*lines, "}", ""])
 
 
+def far_config(users: Sequence[tuple[User, bytes]], model: str, topology: Topology, hub: str, folder: Path) -> str:
+    """SECRET text for the broker of a second site to include: its users' accounts, and a link to the hub for each.
+
+    Each account crosses the link by itself, logged in at the hub by its user's own key, so that the hub holds it to
+    that user's rights whatever this broker lets through. The accounts' names are those of the hub's.
+
+    Args:
+        users: with their seeds.
+        hub: tls://host:port of the hub's leafnodes.
+        folder: holds this broker's certificate, under tls/.
+    """
+    lines = [
+        f"# Users of the model {model} at a second site, made by `tide-daemon admin users --hub`. Do not edit it.",
+        "accounts {",
+    ]
+    for user, seed in users:
+        allowed = permissions(user.roles, user.name, model, topology)
+        lines += [*_login(user, public_key(seed), allowed), "  }"]
+    lines += ["}", "leafnodes {", "  remotes: ["]
+    for user, seed in users:
+        lines += [
+            "    {",
+            f"      url: {json.dumps(hub)}",
+            f"      account: {account_of(user)}",
+            f"      nkey: {seed.decode()}",
+            "      compression: off",
+            "      tls {",
+            *(
+                f"        {name}: {json.dumps(str(folder / 'tls' / file))}"
+                for name, file in (("ca_file", "ca.pem"), ("cert_file", "server.pem"), ("key_file", "server.key"))
+            ),
+            "      }",
+            "    }",
+        ]
+    return "\n".join([*lines, "  ]", "}", ""])
+
+
 def local(subject: str) -> str:
     """How a user writes a subject: the API of its own account, which holds no streams, is at the plain one."""
     return subject.replace("$JS.API.", f"$JS.{DOMAIN}.API.", 1)
@@ -123,14 +161,7 @@ def account_of(user: User) -> str:
 
 def _account(user: User, key: str, allowed: Permissions) -> list[str]:
     return [
-        f"  {account_of(user)} {{",
-        "    users: [ {",
-        f"      nkey: {key}",
-        "      permissions: {",
-        f"        publish: {{ allow: {json.dumps([local(subject) for subject in allowed.publish])} }}",
-        f"        subscribe: {{ allow: {json.dumps(list(allowed.subscribe))} }}",
-        "      }",
-        "    } ]",
+        *_login(user, key, allowed),
         "    imports: [",
         *(
             f"      {{ service: {{ account: {STREAMS_ACCOUNT}, subject: {json.dumps(subject)} }},"
@@ -139,4 +170,18 @@ def _account(user: User, key: str, allowed: Permissions) -> list[str]:
         ),
         "    ]",
         "  }",
+    ]
+
+
+def _login(user: User, key: str, allowed: Permissions) -> list[str]:
+    """The beginning of an account: its one user."""
+    return [
+        f"  {account_of(user)} {{",
+        "    users: [ {",
+        f"      nkey: {key}",
+        "      permissions: {",
+        f"        publish: {{ allow: {json.dumps([local(subject) for subject in allowed.publish])} }}",
+        f"        subscribe: {{ allow: {json.dumps(list(allowed.subscribe))} }}",
+        "      }",
+        "    } ]",
     ]

@@ -119,6 +119,8 @@ def _draft_problems(config: Config) -> list[str]:
         problems.append(f"draft.aux_layer_ids: EAGLE-3 takes three layers, got {len(ids)}")
     if any(later <= earlier for earlier, later in itertools.pairwise(ids)):
         problems.append(f"draft.aux_layer_ids: must be ascending and distinct, got {list(ids)}")
+    if not config.capture.token_ids and not config.capture.topk_logprobs:
+        problems.append("capture.token_ids: without them capture.topk_logprobs must be at least 1: nothing is learnt")
     if config.capture.chunk_bytes > config.capture.publish_bytes_in_flight:
         problems.append("capture.chunk_bytes: must not be above capture.publish_bytes_in_flight")
     return problems

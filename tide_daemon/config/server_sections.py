@@ -46,6 +46,14 @@ class CaptureConfig:
         maximum=1,
         reloads=True,
     )
+    excluded_workloads: tuple[str, ...] = setting(
+        (), "Labels of workloads of which nothing is captured, whatever else is set or desired.", reloads=True
+    )
+    token_ids: bool = setting(
+        True,
+        "Chunks name the tokens. False withholds them: prompts and sampled words are not told, and training is left "
+        "with those stretches of an answer where each token was the target's first choice (PRIVACY.md).",
+    )
     max_rows: int = setting(
         0,
         "At most this many rows of one request; 0 for all.",

@@ -18,6 +18,7 @@ class CaptureSettings:
 
     Attributes:
         preferred, preferred_rate: workloads that have a rate of their own.
+        excluded: workloads of which nothing is captured, whatever else is said.
     """
 
     collect: bool
@@ -25,9 +26,12 @@ class CaptureSettings:
     max_rows: int = 0
     preferred: tuple[str, ...] = ()
     preferred_rate: float = 0.0
+    excluded: tuple[str, ...] = ()
 
     def rate_of(self, workload: str) -> float:
         """Share of this workload's requests that is captured."""
+        if workload in self.excluded:
+            return 0.0
         return self.preferred_rate if workload in self.preferred else self.sample_rate
 
 

@@ -34,7 +34,8 @@ def reconfigure(name: str, role: Role, config: Config) -> None:
         from tide_daemon.roles.server import ServerRole
 
         assert isinstance(role, ServerRole), "built above"
-        role.limit_capture(config.capture.sample_rate, config.capture.max_rows)
+        capture = config.capture
+        role.limit_capture(capture.sample_rate, capture.max_rows, capture.excluded_workloads)
 
 
 def _controller(config: Config, bus: Bus) -> Role:

@@ -30,6 +30,7 @@ class Convergence:
 
     Attributes:
         max_rows, max_sample_rate: this node's own limits on capture; the desired state can only lower them.
+        excluded: workloads of which nothing is captured, whatever is desired.
         applied_generation: generation of the desired state that is fully in force, 0 before the first.
         steps_instead: steps table to run in place of the desired one, None for that one; see policy/alone.py.
         last_error: why the newest desired state is not in force, "" if it is.
@@ -43,6 +44,7 @@ class Convergence:
     last_error: str = ""
     desired: DesiredServer | None = None
     steps_instead: tuple[tuple[int, int], ...] | None = None
+    excluded: tuple[str, ...] = ()
     _steps: tuple[tuple[int, int], ...] | None = None
     _capture: CaptureSettings | None = None
     _epoch: int = -1
@@ -114,6 +116,7 @@ class Convergence:
             self.max_rows,
             desired.preferred,
             min(desired.preferred_rate, self.max_sample_rate),
+            self.excluded,
         )
         if wanted != self._capture:
             await self.engine.set_capture(wanted)

@@ -1,8 +1,8 @@
 """The server role: an engine on one side, the bus on the other, and nothing in a request's path.
 
-Five loops that do not wait for each other: ship captured rows, converge the engine and report what
-happened, follow the desired state, share the target's frozen rows with trainers once, look whether
-anybody leads. Each survives the loss of what it talks to, and one that fails is run again: serving does
+Six loops that do not wait for each other: ship captured rows, converge the engine and report what
+happened, follow the desired state, follow what is to be forgotten, share the target's frozen rows with trainers once,
+look whether anybody leads. Each survives the loss of what it talks to, and one that fails is run again: serving does
 not end because something beside it did. What is decided is not decided here, see policy/; how the engine
 obeys is behind engine/port.py.
 """
@@ -27,9 +27,10 @@ from tide_daemon.roles.controller_records import event_of_record
 from tide_daemon.roles.convergence import Convergence
 from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.leadership import Leadership
+from tide_daemon.roles.leaving import Leaving
 from tide_daemon.roles.node_report import ReportBuilder
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import DesiredServer, NodeReport, Record, TargetSpec
+from tide_daemon.wire.records import DesiredServer, ForgetSamples, NodeReport, Record, TargetSpec
 
 log = structlog.get_logger()
 
@@ -44,6 +45,8 @@ class ServerSettings:
         report_interval_s: how often a report is made.
         max_rows: captured rows a request, 0 for no limit.
         max_sample_rate: share of requests that may be captured; the controller can only lower it.
+        excluded_workloads: of which nothing is captured.
+        token_ids: whether chunks name the tokens, see wire/withheld.py.
         chunk_bytes: largest encoded chunk, the broker's limit permitting.
         publish_bytes: chunks that may wait for the broker's answer. Beyond, chunks stay in the engine's ring, which
             drops the newest rows when it is full and counts them.
@@ -56,6 +59,8 @@ class ServerSettings:
     report_interval_s: float = 1.0
     max_rows: int = 0
     max_sample_rate: float = 1.0
+    excluded_workloads: tuple[str, ...] = ()
+    token_ids: bool = True
     chunk_bytes: int = 768 * 1024
     publish_bytes: int = 8 << 20
     stop_deadline_s: float = 10.0
@@ -115,7 +120,10 @@ class ServerRole:
                 raise TideError("the engine has not said yet which target it serves")
             return await fetch_draft(spec, version, digest)
 
-        self._convergence = Convergence(engine, fetch, settings.max_rows, settings.max_sample_rate)
+        self._convergence = Convergence(
+            engine, fetch, settings.max_rows, settings.max_sample_rate, excluded=settings.excluded_workloads
+        )
+        self._leaving = Leaving(token_ids=settings.token_ids, excluded=settings.excluded_workloads)
         self._stats: EngineStats | None = None
         self._last_report: NodeReport | None = None
         self._accept_length: float | None = None
@@ -137,6 +145,7 @@ class ServerRole:
             "ship": self._ship,
             "observe": self._observe,
             "follow": self._follow,
+            "forget": self._forget,
             "share": self._share,
             "seek a leader": self._seek_leader,
         }
@@ -147,6 +156,7 @@ class ServerRole:
             for task in loops:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+            self._leaving.end()
             await self._engine.stop(self._settings.stop_deadline_s)
 
     async def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -185,7 +195,10 @@ class ServerRole:
         while True:
             limit = min(self._settings.chunk_bytes, self._bus.max_payload)
             chunks = self._engine.take_chunks(limit) if limit > 0 and self._engine.spec is not None else []
-            for chunk in chunks:
+            for taken in chunks:
+                chunk = self._leaving.prepare(taken)
+                if chunk is None:
+                    continue
                 try:
                     data = await asyncio.to_thread(envelope.encode, chunk)
                 except ValueError as error:  # states that the codec cannot carry, like infinities under int8
@@ -194,6 +207,7 @@ class ServerRole:
                     continue
                 await self._chunks.put(*message(chunk.spec.model, chunk, data))
                 self._rows_taken += len(chunk.token_ids)
+                self._leaving.left(chunk, len(data))
             if not chunks:
                 await asyncio.sleep(self._settings.drain_interval_s)
 
@@ -253,6 +267,19 @@ class ServerRole:
             if isinstance(record, DesiredServer):
                 self._convergence.offer(record)
 
+    async def _forget(self) -> None:
+        """Let nothing more leave of requests whose samples are to be forgotten. What left is the trainers' to erase."""
+        spec = await self._served()
+        async for stored in self._bus.tail(subjects.all_forgets(spec.model), since="all"):
+            try:
+                record = envelope.decode(stored.data)
+                subjects.verify(stored.subject, record)
+            except WireError as error:
+                log.warning("forget_undecodable", subject=stored.subject, error=str(error))
+                continue
+            if isinstance(record, ForgetSamples):
+                self._leaving.forgotten.add(record.request_id)
+
     async def _share(self) -> None:
         """Until it succeeded once: it costs one look at the bus when the rows are there already."""
         spec = await self._served()
@@ -282,9 +309,10 @@ class ServerRole:
         """See port.Role.late."""
         return self._heartbeat.late()
 
-    def limit_capture(self, max_sample_rate: float, max_rows: int) -> None:
+    def limit_capture(self, max_sample_rate: float, max_rows: int, excluded_workloads: tuple[str, ...]) -> None:
         """This node's own limits on capture from now on; see ServerSettings."""
         self._convergence.max_sample_rate, self._convergence.max_rows = max_sample_rate, max_rows
+        self._convergence.excluded = self._leaving.excluded = excluded_workloads
 
     def health(self) -> dict[str, str]:
         """Each dependency: "ok" or what is wrong."""
@@ -319,6 +347,8 @@ class ServerRole:
             "rows_dropped": 0 if stats is None else stats.rows_dropped,
             "rows_published": self._rows_taken,
             "bytes_published": self._chunks.stats.bytes_stored,
+            "requests_published": self._leaving.num_requests,
+            "chunks_kept": self._leaving.num_kept,
             "chunks_waiting": self._chunks.stats.waiting_messages + self._chunks.stats.in_flight,
             "chunks_dropped": self._chunks_refused + self._chunks.stats.num_dropped + self._chunks.stats.num_failed,
             "requests_opted_out": 0 if stats is None else stats.requests_opted_out,

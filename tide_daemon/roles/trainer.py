@@ -1,7 +1,8 @@
 """The trainer role: chunks in, drafts out, and a report every second or two.
 
-Five loops that do not wait for each other: store chunks (trainer_ingest.py), follow the desired state, follow what is
-published (draft_catalog.py), run rounds (trainer_rounds.py), report. With the bus away training goes on; with the disk
+Loops that do not wait for each other: store chunks (trainer_ingest.py), forget what is to be forgotten
+(trainer_forget.py), follow the desired state, follow what is published (draft_catalog.py), run rounds
+(trainer_rounds.py), report. With the bus away training goes on; with the disk
 full nothing is acknowledged; with the worker dead it is started again from its checkpoint. Whether and when to train is
 the controller's choice.
 """
@@ -20,7 +21,8 @@ from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.target_rows import fetch_target_rows, is_intact
 from tide_daemon.roles.target_spec import SpecKeeper
-from tide_daemon.roles.trainer_ingest import Ingest
+from tide_daemon.roles.trainer_forget import Forgetter
+from tide_daemon.roles.trainer_ingest import FORGOTTEN, Ingest
 from tide_daemon.roles.trainer_pool import PoolScorer
 from tide_daemon.roles.trainer_rounds import RoundRunner
 from tide_daemon.trainer.scores import accept_lengths
@@ -35,6 +37,10 @@ log = structlog.get_logger()
 _RETRY_S = 2.0
 _POLL_S = 0.5
 _MAX_PROBLEM_CHARS = 500
+_ADVICE = {
+    "tokens_withheld": ": they name no token and hold no top-k to tell it from; on the server set capture.token_ids, "
+    "or capture.topk_logprobs to at least 1"
+}
 _TURN_LIMITS_S = {"ingest": 300.0, "report": 60.0}
 """Rounds last for hours and have their own watch: trainer/worker_link.py ends a worker that falls silent."""
 
@@ -61,6 +67,7 @@ class TrainerRole:
         self._ingest = Ingest(
             bus, settings, state_dir / "store", self._specs, time.time, lambda: self._heartbeat.beat("ingest")
         )
+        self._forgetter = Forgetter(bus, settings.model, settings.name, self._ingest)
         self._link = WorkerLink(settings, state_dir)
         self._catalog = DraftCatalog(bus, settings.model, settings.keep_versions)
         # Earlier drafts are scored together, so all of them and the serving one have to be there at once.
@@ -80,7 +87,15 @@ class TrainerRole:
         self._heartbeat.start()
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._ingest.run(), self._follow(), self._catalog.run(), self._train(), self._report())
+            for loop in (
+                self._forgetter.follow(),
+                self._forgetter.work(),
+                self._ingest.run(),
+                self._follow(),
+                self._catalog.run(),
+                self._train(),
+                self._report(),
+            )
         ]
         waiter = asyncio.create_task(stop.wait())
         try:
@@ -245,8 +260,13 @@ class TrainerRole:
 
     def _problems(self) -> list[str]:
         """Plain sentences about what is wrong now."""
-        refused = [f"{count} chunks were refused as {reason}" for reason, count in sorted(self._ingest.refused.items())]
-        return [text for text in (self._ingest.problem, self._problem, self._runner.progress.reason, *refused) if text]
+        refused = [
+            f"{count} chunks were refused as {reason}{_ADVICE.get(reason, '')}"
+            for reason, count in sorted(self._ingest.refused.items())
+            if reason != FORGOTTEN  # as it should be
+        ]
+        own = (self._ingest.problem, self._forgetter.problem, self._problem, self._runner.progress.reason)
+        return [text for text in (*own, *refused) if text]
 
     def _note(self, problem: str) -> None:
         if problem != self._problem:
@@ -292,6 +312,7 @@ class TrainerRole:
             "new_tokens": stats.new_tokens,
             "store_bytes": stats.num_bytes,
             "store": self._ingest.counters(),
+            "requests_forgotten": self._forgetter.num_forgotten,
             "refused": dict(self._ingest.refused),
             "serving_accept_length": serving,
             "candidate_accept_length": candidate,

@@ -30,6 +30,8 @@ from tide_daemon.wire.records import HiddenChunk, StoredWorkload
 log = structlog.get_logger()
 
 DURABLE = "trainers"
+FORGOTTEN = "forgotten"
+"""Why a chunk of a request that is to be forgotten is refused."""
 _FETCH_WAIT_S = 1.0
 _RETRY_S = 2.0
 _ENFORCE_EVERY_S = 30.0
@@ -81,14 +83,19 @@ class Ingest:
         # One thread owns the store: its calls never overlap, and one that began ends even if its waiter is cancelled.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.refused: Counter[str] = Counter()
+        # Requests of which nothing is stored, and who is told when something of one comes; see trainer_forget.py.
+        self.forgotten: set[str] = set()
+        self.came_late: Callable[[str], None] = lambda request_id: None
         self.problem = ""
         self.stats = StoreStats()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._cursor = 0
         # Requests finished after this are counted by themselves; the role sets it when it waits for some.
         self.mark: int | None = None
 
     async def run(self) -> None:
         """Fetch and store until cancelled. Cancelled, it gives back what it has not stored."""
+        self._loop = asyncio.get_running_loop()
         await self._refresh()
         puller = await self._bind()
         enforced_at = asyncio.get_running_loop().time()
@@ -145,6 +152,10 @@ class Ingest:
             return "damaged"
         if not isinstance(chunk, HiddenChunk):
             return "other_kind"
+        if chunk.request_id in self.forgotten:
+            assert self._loop is not None, "set before the first chunk is fetched"
+            self._loop.call_soon_threadsafe(self.came_late, chunk.request_id)
+            return FORGOTTEN
         spec = self._specs.offer(chunk.spec)
         if spec is None:
             return "other_target"
@@ -229,7 +240,10 @@ class Ingest:
 
     async def delete(self, request_id: str) -> int:
         """Remove a request's chunks from the disk; returns how many. Raises StoreError."""
-        return await self._call(self._store.delete, request_id)
+        num_deleted = await self._call(self._store.delete, request_id)
+        if num_deleted:
+            await self._refresh()
+        return num_deleted
 
     def close(self) -> None:
         """Finish what the store's thread is doing and release the folder. Blocks for at most one append."""

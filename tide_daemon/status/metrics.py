@@ -45,6 +45,8 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("rows_dropped", "tide_rows_dropped_total", "Rows that found the ring full."),
         Mapped("rows_published", "tide_rows_published_total", "Rows handed to the broker."),
         Mapped("bytes_published", "tide_published_bytes_total", "Bytes of chunks handed to the broker."),
+        Mapped("requests_published", "tide_published_requests_total", "Requests of which samples left the node."),
+        Mapped("chunks_kept", "tide_chunks_kept_total", "Chunks kept back: excluded workloads, forgotten requests."),
         Mapped("chunks_waiting", "tide_chunks_waiting", "Chunks that the broker has not acknowledged yet."),
         Mapped("chunks_dropped", "tide_chunks_dropped_total", "Chunks that found the outbox full."),
         Mapped("requests_opted_out", "tide_requests_opted_out_total", "Requests that asked not to be captured."),
@@ -63,6 +65,7 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("num_steps_total", "tide_round_steps", "Optimizer steps that the round will have."),
         Mapped("loss", "tide_training_loss", "Loss of the last optimizer steps, nats."),
         Mapped("left_s", "tide_round_left_seconds", "Time that the running round still takes, as far as can be told."),
+        Mapped("requests_forgotten", "tide_requests_forgotten_total", "Requests whose samples were erased on demand."),
         Mapped("candidates_published", "tide_candidates_published_total", "Candidate drafts published."),
     ),
     "controller": (

@@ -28,6 +28,7 @@ from tide_daemon.policy.events import FleetState
 from tide_daemon.roles.controller_journal import read_end, read_record
 from tide_daemon.roles.newest import newest_of
 from tide_daemon.tools.configured_bus import OpenBus, add_bus_arguments, open_configured_bus
+from tide_daemon.tools.export import add_format_arguments
 from tide_daemon.tools.operator_request import ask
 from tide_daemon.tools.table import table
 from tide_daemon.wire import subjects
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = verbs.add_parser("export", help="write VERSION as a checkpoint to FOLDER")
     export.add_argument("version", type=int, metavar="VERSION")
     export.add_argument("folder", type=Path, metavar="FOLDER", help="must not exist, or be empty")
+    add_format_arguments(export)
     _common(export)
 
 

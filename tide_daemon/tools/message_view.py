@@ -74,7 +74,7 @@ def _chunk_fields(chunk: HiddenChunk, show_tokens: bool) -> dict[str, Any]:
     fields["rows_with_topk"] = int((chunk.topk_ids >= 0).any(axis=1).sum())
     fields["aux_statistics"] = _aux_statistics(chunk)
     if show_tokens:
-        fields["token_ids"] = chunk.token_ids.tolist()
+        fields["token_ids"] = "withheld" if chunk.withheld else chunk.token_ids.tolist()
         fields["topk_ids"] = chunk.topk_ids.tolist()
         fields["topk_logprobs"] = [[round(float(value), 4) for value in row] for row in chunk.topk_logprobs]
     return fields

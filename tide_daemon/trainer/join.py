@@ -5,6 +5,7 @@ Rules, each for something that happens in production:
 - a sample ends where rows are missing (drops, retention, a lost chunk): attention over a gap would be wrong;
 - a sample may start late (cached prefix): positions are absolute, training copes;
 - rows captured twice (a preempted request is prefilled again) count once, the first ones;
+- of a request whose server withholds token ids only those stretches are samples whose tokens its top-k tell;
 - a chunk of another target, with states that are not finite or absurdly large, or whose first token is not the one
   that the chunk before announced is refused and counted; what it would have joined is split there.
 """
@@ -21,6 +22,7 @@ from tide_daemon.errors import WireError
 from tide_daemon.trainer.sample import Sample
 from tide_daemon.wire import envelope
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
+from tide_daemon.wire.withheld import tell
 
 MIN_ROWS = 3
 """The shortest piece with a position to learn from: a row at p predicts the token at p+2."""
@@ -36,6 +38,8 @@ def refusal(chunk: HiddenChunk, spec: TargetSpec) -> str | None:
     if chunk.spec != spec:
         differing = [f.name for f in fields(spec) if getattr(chunk.spec, f.name) != getattr(spec, f.name)]
         return f"other_{differing[0]}"
+    if chunk.withheld and not chunk.topk_ids.shape[1]:
+        return "tokens_withheld"
     exponents = chunk.aux & _BF16_EXPONENT
     if bool((exponents == _BF16_EXPONENT).any()):
         return "not_finite"
@@ -77,7 +81,19 @@ def join(chunks: Iterable[HiddenChunk], refused: Counter[str]) -> list[Sample]:
             runs[-1].append(rest)
         else:
             runs.append([rest])
-    return [_concatenate(run) for run in runs]
+    return [part for run in runs for part in _told(_concatenate(run))]
+
+
+def _told(sample: Sample) -> list[Sample]:
+    """The stretches of a sample whose tokens are known: all of it, unless its server withholds them."""
+    if not (sample.token_ids < 0).any():
+        return [sample]
+    named = replace(sample, token_ids=tell(sample.token_ids, sample.topk_ids, sample.topk_logprobs))
+    known = np.concatenate([[False], named.token_ids >= 0, [False]])
+    starts, ends = np.flatnonzero(~known[:-1] & known[1:]), np.flatnonzero(known[:-1] & ~known[1:])
+    parts = [cut(named, int(start), int(end)) for start, end in zip(starts, ends, strict=True)]
+    # What follows a stretch is a token that is not told.
+    return [replace(part, next_token_id=max(part.next_token_id, -1)) for part in parts]
 
 
 def _without_first(chunk: HiddenChunk, num_rows: int) -> HiddenChunk | None:

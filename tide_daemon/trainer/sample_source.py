@@ -88,12 +88,12 @@ class SampleSource:
         return counts
 
     def _pieces(self, request_id: str, spec: TargetSpec) -> list[Sample]:
+        request = self._held(request_id)
+        if request is None:
+            return []
         if request_id in self._cache:
             self._cache.move_to_end(request_id)
             return self._cache[request_id][1]
-        request = self._reader.index.requests.get(request_id)
-        if request is None:
-            return []
         settings = self._settings
         joined = self._join(request, spec)
         cut = pieces(joined, settings.sequence_tokens, settings.context_tokens)
@@ -105,6 +105,20 @@ class SampleSource:
             _, (dropped, _) = self._cache.popitem(last=False)
             self._cache_bytes -= dropped
         return cut
+
+    def _held(self, request_id: str) -> StoredRequest | None:
+        """The request, if the store holds it still.
+
+        When a request is deleted, the segments that hold it are written anew under other names. A look at the files
+        then finds where the others are now, and what is deleted is not learnt from any more, cached or not.
+        """
+        request = self._reader.index.requests.get(request_id)
+        if request is not None and not all(entry.path.exists() for entry in request.chunks.values()):
+            held = self.refresh()
+            for gone in [cached for cached in self._cache if cached not in held]:
+                self._cache_bytes -= self._cache.pop(gone)[0]
+            request = held.get(request_id)
+        return request
 
     def _join(self, request: StoredRequest, spec: TargetSpec) -> list[Sample]:
         return join(decode_chunks(self._reader.bodies(request), spec, self.refused), self.refused)

@@ -7,6 +7,7 @@ shapes: num_rows and num_topk.
 Not checked here: whether aux is finite. A reader must do so before it computes with them.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 from tide_daemon.wire import tensors
 from tide_daemon.wire.fields import FieldError
 from tide_daemon.wire.kinds import HIDDEN_CHUNK_FIELDS, HIDDEN_CHUNK_SIZES
-from tide_daemon.wire.records import HiddenChunk
-from tide_daemon.wire.structs import dump_fields, load_fields
+from tide_daemon.wire.records import FIRST_CHOICE, OTHER_CHOICE, HiddenChunk
+from tide_daemon.wire.structs import dump_fields, is_required, load_fields
 
 _TENSORS: dict[str, DTypeLike] = {
     "token_ids": np.int32,
@@ -27,6 +28,9 @@ _TENSORS: dict[str, DTypeLike] = {
 }
 _HEADER_FIELDS = {name: field for name, field in HIDDEN_CHUNK_FIELDS.items() if name not in _TENSORS}
 _WIRE_FIELDS = HIDDEN_CHUNK_FIELDS | HIDDEN_CHUNK_SIZES
+_OPTIONAL = {attribute.name for attribute in dataclasses.fields(HiddenChunk) if not is_required(attribute)}
+REQUIRED = tuple(name for name in _WIRE_FIELDS if name not in _OPTIONAL)
+"""Entries that must be there."""
 _MAX_LOGPROB = 0.01  # float16 rounding may leave a log-probability a little above 0
 
 
@@ -68,7 +72,7 @@ def load(value: Any) -> HiddenChunk:
     """
     if type(value) is not dict:
         raise FieldError(f"must be a map, not {type(value).__name__}")
-    entries = load_fields(_WIRE_FIELDS, value, list(_WIRE_FIELDS))
+    entries = load_fields(_WIRE_FIELDS, value, REQUIRED)
     num_rows = entries.pop("num_rows")
     num_topk = entries.pop("num_topk")
     spec = entries["spec"]
@@ -120,7 +124,12 @@ def _check(chunk: HiddenChunk) -> None:
         raise FieldError(f"next_token_id: must be below the vocabulary's {vocab_size}")
     if num_rows == 0:
         return
-    _check_range("token_ids", chunk.token_ids, 0, vocab_size - 1)
+    if chunk.withheld:
+        if chunk.next_token_id >= 0:
+            raise FieldError("next_token_id: must be -1 in a chunk that withholds its tokens")
+        _check_range("token_ids", chunk.token_ids, OTHER_CHOICE, FIRST_CHOICE)
+    else:
+        _check_range("token_ids", chunk.token_ids, 0, vocab_size - 1)
     _check_range("loss_mask", chunk.loss_mask, 0, 1)
     if num_topk == 0:
         return

@@ -90,6 +90,7 @@ HIDDEN_CHUNK_FIELDS: dict[str, Field] = {
     "topk_ids": Bin(MAX_BLOB_BYTES, "NDArray[np.int32]"),
     "topk_logprobs": Bin(MAX_BLOB_BYTES, "NDArray[np.float16]"),
     "aux": Bin(MAX_BLOB_BYTES, "NDArray[np.uint16]"),
+    "withheld": Bool(),
 }
 """HiddenChunk's entries; its tensors are little-endian row-major bytes, made and checked in chunk.py."""
 
@@ -395,6 +396,23 @@ OPERATOR_REQUEST = Struct(
 )
 
 
+FORGET_SAMPLES = Struct(
+    records.ForgetSamples,
+    {"request_id": Str(32, REQUEST_ID_PATTERN), "at": _seconds, "operator": _token, "reason": _reason},
+)
+
+SAMPLES_FORGOTTEN = Struct(
+    records.SamplesForgotten,
+    {
+        "request_id": Str(32, REQUEST_ID_PATTERN),
+        "trainer": _token,
+        "at": _seconds,
+        "num_stored": _count,
+        "num_streamed": _count,
+    },
+)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One message kind.
@@ -429,6 +447,8 @@ KINDS = (
     Kind(9, records.Decision, 4 * MAX_SMALL_BYTES, DECISION),
     Kind(10, records.TargetRows, MAX_BLOB_BYTES, TARGET_ROWS),
     Kind(11, records.OperatorRequest, MAX_TINY_BYTES, OPERATOR_REQUEST),
+    Kind(12, records.ForgetSamples, MAX_TINY_BYTES, FORGET_SAMPLES),
+    Kind(13, records.SamplesForgotten, MAX_TINY_BYTES, SAMPLES_FORGOTTEN),
 )
 KIND_BY_CODE = {kind.code: kind for kind in KINDS}
 KIND_BY_NAME = {kind.name: kind for kind in KINDS}

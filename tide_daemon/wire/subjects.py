@@ -37,6 +37,8 @@ CHANNELS = {
     "control_trainer": "tide.v1.control.{model}.trainer.{node}",
     "journal": "tide.v1.journal.{model}",
     "operator": "tide.v1.operator.{model}.{request}",
+    "forget": "tide.v1.forget.{model}.{request}",
+    "forgotten": "tide.v1.forget.{model}.{request}.{node}",
 }
 ROLES = ("server", "trainer", "controller")
 TENSORS = ("config", "embed_tokens", "last_layer", "lm_head", "norm")
@@ -68,7 +70,7 @@ class Address:
         version: draft version, >= 1.
         part: index of a draft part.
         tensor, first_row: which slice of the target's tensors.
-        request: id of an operator's request.
+        request: id of an operator's request, or of the request whose samples are to be forgotten.
     """
 
     channel: str
@@ -130,9 +132,17 @@ def journal(model: str) -> str:
 
 def operator_request(model: str, request_id: str) -> str:
     """One request of an operator."""
-    if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
-        raise ValueError(f"request_id must match {REQUEST_ID_PATTERN}, not {request_id!r}")
-    return f"{PREFIX}.operator.{_model(model)}.{request_id}"
+    return f"{PREFIX}.operator.{_model(model)}.{_request(request_id)}"
+
+
+def forget(model: str, request_id: str) -> str:
+    """That the samples of one request are to be forgotten."""
+    return f"{PREFIX}.forget.{_model(model)}.{_request(request_id)}"
+
+
+def forgotten(model: str, request_id: str, trainer: str) -> str:
+    """What a trainer has erased of it."""
+    return f"{forget(model, request_id)}.{_token('trainer', trainer)}"
 
 
 def all_hidden(model: str) -> str:
@@ -168,6 +178,16 @@ def all_target_rows(model: str, tensor: str | None = None) -> str:
 def all_operator_requests(model: str) -> str:
     """Filter: every operator's request."""
     return f"{PREFIX}.operator.{_model(model)}.*"
+
+
+def all_forgets(model: str) -> str:
+    """Filter: every request that is to be forgotten."""
+    return f"{PREFIX}.forget.{_model(model)}.*"
+
+
+def all_forgotten(model: str, trainer: str | None = None) -> str:
+    """Filter: what one trainer has erased, or all have."""
+    return f"{PREFIX}.forget.{_model(model)}.*.{'*' if trainer is None else _token('trainer', trainer)}"
 
 
 def all_control(model: str) -> str:
@@ -225,6 +245,10 @@ def subject_of(model: str, record: Record) -> str:
             return target_rows(model, record.name, record.first_row)
         case records.OperatorRequest():
             return operator_request(model, record.request_id)
+        case records.ForgetSamples():
+            return forget(model, record.request_id)
+        case records.SamplesForgotten():
+            return forgotten(model, record.request_id, record.trainer)
 
 
 def verify(subject: str, record: Record) -> None:
@@ -258,6 +282,14 @@ def message_id(model: str, record: Record) -> str:
     return f"{subject_of(model, record)}:{_identity(record)}"
 
 
+def request_of_chunk(message_id: str) -> str | None:
+    """The request whose chunk has this message id, None if it is not a chunk's: told without reading the chunk."""
+    subject, colon, identity = message_id.partition(":")
+    request_id, dot, _ = identity.partition(".")
+    is_chunk = colon and dot and subject.startswith(f"{PREFIX}.hidden.")
+    return request_id if is_chunk and re.fullmatch(REQUEST_ID_PATTERN, request_id) else None
+
+
 def _identity(record: Record) -> str:
     match record:
         case records.HiddenChunk():
@@ -274,6 +306,10 @@ def _identity(record: Record) -> str:
             return f"{record.fencing_token}.{record.generation}.{_ms(record.at)}"
         case records.OperatorRequest():
             return record.action
+        case records.ForgetSamples():
+            return str(_ms(record.at))
+        case records.SamplesForgotten():
+            return f"{record.num_stored}.{record.num_streamed}.{_ms(record.at)}"
         case records.Decision():
             return f"{record.controller}.{record.fencing_token}.{record.sequence}.{_ms(record.at)}"
 
@@ -296,6 +332,12 @@ def _model(model: str) -> str:
     if re.fullmatch(MODEL_PATTERN, model) is None:
         raise ValueError(f"model must match {MODEL_PATTERN}, not {model!r}")
     return model
+
+
+def _request(request_id: str) -> str:
+    if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
+        raise ValueError(f"request_id must match {REQUEST_ID_PATTERN}, not {request_id!r}")
+    return request_id
 
 
 def _token(name: str, value: str) -> str:

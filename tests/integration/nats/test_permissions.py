@@ -22,9 +22,9 @@ REQUEST = "ab" * 16
 VERSION = f"tide.v1.draft.{MODEL}.00000001"
 MAY_WRITE = {
     "server:s1": {subjects.hidden(MODEL, "s1"), subjects.report(MODEL, "s1", "server"), "target"},
-    "trainer:t1": {subjects.report(MODEL, "t1", "trainer"), "draft"},
+    "trainer:t1": {subjects.report(MODEL, "t1", "trainer"), "draft", subjects.forgotten(MODEL, REQUEST, "t1")},
     "controller:c1": {"control", "journal", "lease"},
-    "operator:o1": {"operator"},
+    "operator:o1": {"operator", subjects.forget(MODEL, REQUEST)},
     "admin:a1": set(),
 }
 """Stated by hand, so that a grant too many in bus/permissions.py fails here. A word stands for its own model's kind."""
@@ -42,6 +42,10 @@ WRITES = {
     "journal": [subjects.journal(MODEL)],
     "lease": [f"$KV.TIDE_LEASE.controller-{MODEL}"],
     "operator": [subjects.operator_request(MODEL, REQUEST)],
+    "forget": [
+        subjects.forget(MODEL, REQUEST), subjects.forgotten(MODEL, REQUEST, "t1"),
+        subjects.forgotten(MODEL, REQUEST, "t2"), subjects.forget("other", REQUEST),
+    ],
     "foreign": [
         "tide.v1.draft.other.00000001.manifest", "tide.v1.target.other.lm_head.00000000",
         "tide.v1.control.other.server.s1", "tide.v1.journal.other", f"tide.v1.operator.other.{REQUEST}",
@@ -51,14 +55,17 @@ WRITES = {
 }  # fmt: skip
 MAY_READ = {
     "server:s1": {"TIDE_DRAFT", "TIDE_TARGET", "KV_TIDE_LEASE"},
-    "trainer:t1": {"TIDE_DRAFT", "TIDE_TARGET"},
+    "trainer:t1": {"TIDE_DRAFT", "TIDE_TARGET", "TIDE_FORGET"},
     "controller:c1": {"TIDE_CONTROL", "TIDE_JOURNAL", "KV_TIDE_LEASE"},
     "operator:o1": {"TIDE_CONTROL", "TIDE_JOURNAL", "TIDE_REPORT", "TIDE_DRAFT", "KV_TIDE_LEASE"},
     "admin:a1": set(),
 }
 MAY_FOLLOW = {
-    "server:s1": {subjects.control_server(MODEL, "s1")},
-    "trainer:t1": {subjects.control_trainer(MODEL, "t1"), subjects.all_control(MODEL), subjects.all_manifests(MODEL)},
+    "server:s1": {subjects.control_server(MODEL, "s1"), subjects.all_forgets(MODEL)},
+    "trainer:t1": {
+        subjects.control_trainer(MODEL, "t1"), subjects.all_control(MODEL), subjects.all_manifests(MODEL),
+        subjects.all_forgets(MODEL),
+    },
     "controller:c1": {
         subjects.journal(MODEL), subjects.all_reports(MODEL, "server"), subjects.all_reports(MODEL, "trainer"),
         subjects.all_manifests(MODEL), subjects.all_operator_requests(MODEL),
@@ -67,6 +74,7 @@ MAY_FOLLOW = {
         subjects.all_control(MODEL), subjects.control_server(MODEL, "s1"), subjects.control_trainer(MODEL, "t1"),
         subjects.journal(MODEL), subjects.all_reports(MODEL), subjects.all_reports(MODEL, "server"),
         subjects.all_reports(MODEL, "trainer"), subjects.all_manifests(MODEL),
+        subjects.all_forgets(MODEL), subjects.all_forgotten(MODEL),
     },
     "admin:a1": set(),
 }  # fmt: skip
@@ -76,7 +84,8 @@ FOLLOWS = [
     subjects.all_claims(MODEL), subjects.all_of_draft(MODEL, 1), subjects.all_target_rows(MODEL),
     subjects.all_control(MODEL), subjects.control_server(MODEL, "s1"), subjects.control_server(MODEL, "s2"),
     subjects.control_trainer(MODEL, "t1"), subjects.journal(MODEL), subjects.journal("other"),
-    subjects.all_operator_requests(MODEL), "tide.v1.control.>", "tide.v1.>", "tide.v1.hidden.>",
+    subjects.all_operator_requests(MODEL), subjects.all_forgets(MODEL), subjects.all_forgotten(MODEL),
+    subjects.all_forgotten(MODEL, "t1"), "tide.v1.control.>", "tide.v1.>", "tide.v1.hidden.>",
 ]  # fmt: skip
 MAY_PURGE = {"server:s1": {"TIDE_TARGET"}, "trainer:t1": {"TIDE_DRAFT"}, "operator:o1": {"TIDE_DRAFT"}}
 LISTENS = ["tide.v1.>", "tide.v1.hidden.>", "tide.v1.control.>", ">", "_INBOX.>", "$JS.EVENT.>", "$SYS.>", "$KV.>"]
@@ -92,7 +101,8 @@ def requests_of(user: str) -> tuple[list[str], set[str]]:
         "TIDE_HIDDEN": subjects.hidden(MODEL, "s1"), "TIDE_REPORT": subjects.report(MODEL, "s1", "server"),
         "TIDE_DRAFT": f"{VERSION}.manifest", "TIDE_TARGET": subjects.target_rows(MODEL, "norm", 0),
         "TIDE_CONTROL": subjects.control_server(MODEL, "s1"), "TIDE_JOURNAL": subjects.journal(MODEL),
-        "TIDE_OPERATOR": subjects.operator_request(MODEL, REQUEST), "TIDE_DEAD": "$JS.EVENT.ADVISORY.X",
+        "TIDE_OPERATOR": subjects.operator_request(MODEL, REQUEST),
+        "TIDE_FORGET": subjects.forgotten(MODEL, REQUEST, "t1"), "TIDE_DEAD": "$JS.EVENT.ADVISORY.X",
         "KV_TIDE_LEASE": f"$KV.TIDE_LEASE.controller-{MODEL}",
     }  # fmt: skip
     for stream, subject in newest.items():
@@ -121,7 +131,19 @@ def requests_of(user: str) -> tuple[list[str], set[str]]:
         "$JS.API.STREAM.LIST",
         "$JS.API.INFO",
     ]
+    scans = [
+        request
+        for trainer in ("t1", "t2")
+        for request in (
+            f"$JS.API.CONSUMER.CREATE.TIDE_HIDDEN.forget-{trainer}.{subjects.all_hidden(MODEL)}",
+            f"$JS.API.CONSUMER.MSG.NEXT.TIDE_HIDDEN.forget-{trainer}",
+            f"$JS.API.CONSUMER.DELETE.TIDE_HIDDEN.forget-{trainer}",
+        )
+    ]
+    tried += scans
     if user == "trainer:t1":
+        # Erasing what is to be forgotten: only by a consumer of its own name, never the shared one.
+        allowed |= {*scans[:3], "$JS.API.STREAM.MSG.DELETE.TIDE_HIDDEN"}
         allowed |= {"$JS.API.CONSUMER.MSG.NEXT.TIDE_HIDDEN.trainers", "$JS.ACK.TIDE_HIDDEN.trainers.1.1.1.1.1"}
     allowed.add("$JS.API.CONSUMER.INFO.TIDE_HIDDEN.trainers")
     if user == "admin:a1":

@@ -156,12 +156,13 @@ def hidden_chunks(draw: st.DrawFn) -> records.HiddenChunk:
     vocab_size = draw(st.integers(1, 500))
     spec = dataclasses.replace(header["spec"], hidden_size=draw(st.integers(1, 40)), vocab_size=vocab_size)
     width = len(spec.aux_layer_ids) * spec.hidden_size
+    tokens = st.integers(-2, -1) if header["withheld"] else st.integers(0, vocab_size - 1)
     # 0x7F7F / 127 is over a float16 scale; 0x4900 is 2**19 and fits.
     largest_bits = 0x4900 if header["codec"] == "int8-block64" else 0xFFFF
     header |= {
         "spec": spec,
-        "next_token_id": draw(st.integers(-1, vocab_size - 1)),
-        "token_ids": draw(hnp.arrays(np.int32, num_rows, elements=st.integers(0, vocab_size - 1))),
+        "next_token_id": -1 if header["withheld"] else draw(st.integers(-1, vocab_size - 1)),
+        "token_ids": draw(hnp.arrays(np.int32, num_rows, elements=tokens)),
         "loss_mask": draw(hnp.arrays(np.uint8, num_rows, elements=st.integers(0, 1))),
         "topk_ids": draw(hnp.arrays(np.int32, (num_rows, num_topk), elements=st.integers(-1, vocab_size - 1))),
         "topk_logprobs": draw(hnp.arrays(np.float16, (num_rows, num_topk), elements=st.floats(-100, 0, width=16))),

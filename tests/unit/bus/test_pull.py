@@ -14,8 +14,8 @@ from tide_daemon.errors import BusError
     ],
 )
 def test_parses(reply: str) -> None:
-    """Both forms of ADR-15 give the same four values."""
-    assert parse_ack_subject(reply) == AckInfo(2, 17, 5, 1700000000.5)
+    """Both forms of ADR-15 give the same five values."""
+    assert parse_ack_subject(reply) == AckInfo(2, 17, 5, 1700000000.5, 3)
 
 
 @pytest.mark.parametrize("reply", ["", "a.b", "$JS.ACK.S.C.x.1.2.3.4"])

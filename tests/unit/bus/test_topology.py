@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tide_daemon.bus.topology import TopologyLimits, build_topology, covers
+from tide_daemon.config.sections import all_settings
 
 TOKENS = st.sampled_from(["a", "b", "c"])
 SUBJECTS = st.lists(TOKENS, min_size=1, max_size=4).map(".".join)
@@ -56,6 +57,7 @@ def test_every_kind_of_subject_has_its_stream() -> None:
         ("tide.v1.target.m.lm_head.0", "TIDE_TARGET"),
         ("tide.v1.control.m.server.n", "TIDE_CONTROL"),
         ("tide.v1.journal.m", "TIDE_JOURNAL"),
+        ("tide.v1.forget.m.ab.t1", "TIDE_FORGET"),
         ("$KV.TIDE_LEASE.m", "KV_TIDE_LEASE"),
     ):
         assert topology.stream_of(subject).name == stream
@@ -91,3 +93,11 @@ def test_limits_name_every_problem() -> None:
     ) as wrong:
         TopologyLimits(hidden_max_bytes=10, replicas=2, ack_wait_s=-1.0)
     assert "ack_wait_s must not be negative" in str(wrong.value)
+
+
+def test_demands_to_forget_outlive_every_store() -> None:
+    """A trainer that was away for as long as its store may keep samples still finds them; none is dropped for room."""
+    oldest_s = next(s.rules.maximum for s in all_settings() if s.key == "trainer.store_max_age_s")
+    spec = build_topology(TopologyLimits()).stream_of("tide.v1.forget.m.ab")
+    assert oldest_s is not None and spec.max_age_s > oldest_s
+    assert spec.refuse_when_full

@@ -30,5 +30,6 @@ def test_the_reference_says_which() -> None:
     """Every setting that reloads, and no other."""
     reloading = {setting.key for setting in all_settings() if setting.rules.reloads}
     assert reloading == {
-        "node.drain_deadline_s", "capture.sample_rate", "capture.max_rows", "status.token", "log.level",
+        "node.drain_deadline_s", "capture.sample_rate", "capture.max_rows", "capture.excluded_workloads",
+        "status.token", "log.level",
     }  # fmt: skip

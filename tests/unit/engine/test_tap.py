@@ -211,6 +211,30 @@ def test_a_workload_may_have_a_rate_of_its_own(tap: Tap, ring: tuple[RingWriter,
     assert ring[1].take(100)["token_id"].tolist() == [1, 2, 3]
 
 
+def test_an_excluded_workload_leaves_nothing_whatever_is_preferred(
+    tap: Tap, ring: tuple[RingWriter, RingReader]
+) -> None:
+    """It counts as opted out; others are captured."""
+    tap.settings = CaptureSettings(True, 1.0, 0, ("medical",), 1.0, ("medical",))
+    medical = Req([1, 2, 3], custom_params={"tide_workload": "medical"})
+    prefill(tap, [medical, Req([4, 5, 6])], [0, 0], [3, 3], [7, 8])
+    assert ring[1].take(100)["token_id"].tolist() == [4, 5, 6]
+    assert tap.num_opted_out == 1 and medical.__dict__[ATTRIBUTE] == OPTED_OUT
+
+
+def test_a_client_may_choose_its_samples_id(tap: Tap) -> None:
+    """32 hex digits are taken as they are, so that it can be forgotten later; else a random id."""
+    wish = "00112233445566778899aabbccddeeff"
+    named = tap.tracked(Req([1, 2], custom_params={"tide_request": wish}))
+    assert named is not None and named.key.tobytes().hex() == wish
+    ids = set()
+    for number, other in enumerate(("", wish[:-1], wish.upper(), wish + "0", 7, None)):
+        tracked = tap.tracked(Req([1, 2], rid=f"x{number}", custom_params={"tide_request": other}))
+        assert tracked is not None
+        ids.add(tracked.key.tobytes().hex())
+    assert len(ids) == 6 and wish not in ids
+
+
 def test_prompts_that_begin_alike_are_a_workload(ring: tuple[RingWriter, RingReader]) -> None:
     """From the eighth on, by the same name everywhere; what the client says goes before; opted out counts nowhere."""
     tap = Tap(ring[0], CaptureSettings(True, 0.0), VOCAB, PromptPrefixes())

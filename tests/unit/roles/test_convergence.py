@@ -65,12 +65,12 @@ async def test_rates_are_the_desired_ones_within_the_nodes_own_limit(engine: Rec
         settings.append(wanted)
 
     engine.set_capture = set_capture  # type: ignore[method-assign]
-    convergence = Convergence(engine, fetched, max_sample_rate=0.5)
+    convergence = Convergence(engine, fetched, max_sample_rate=0.5, excluded=("medical",))
     wanted = dataclasses.replace(desired(1), sample_rate=0.05, preferred=("code",), preferred_rate=1.0)
     convergence.offer(wanted)
     assert await convergence.converge(engine.stats())
-    assert settings == [CaptureSettings(True, 0.05, 0, ("code",), 0.5)]
-    assert (settings[0].rate_of("code"), settings[0].rate_of("chat")) == (0.5, 0.05)
+    assert settings == [CaptureSettings(True, 0.05, 0, ("code",), 0.5, ("medical",))]
+    assert [settings[0].rate_of(name) for name in ("code", "chat", "medical")] == [0.5, 0.05, 0.0]
 
 
 async def test_converged_engine_is_left_alone(engine: RecordingEngine) -> None:

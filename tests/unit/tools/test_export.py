@@ -1,11 +1,12 @@
 """A draft on the bus becomes a folder, whole or not at all."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.trainer_samples import SPEC
+from tests.trainer_samples import SPEC, write_target
 from tests.unit.trainer.test_publish import SCORES, make_round
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
@@ -65,3 +66,18 @@ async def test_what_cannot_be_exported_is_refused_with_what_to_do(bus: MemoryBus
     with pytest.raises(DraftError, match="part 0"):
         await export(bus, SPEC.model, 1, tmp_path / "draft")
     assert not await asyncio.to_thread(lambda: [path for path in tmp_path.iterdir() if "draft" in path.name])
+
+
+async def test_for_vllm_the_target_is_named(bus: MemoryBus, tmp_path: Path) -> None:
+    """Its architecture comes from its folder; what is written is the same draft; nothing lies beside it."""
+    target = write_target(tmp_path / "target")
+    manifest = await export(bus, SPEC.model, 1, tmp_path / "out" / "draft", str(target))
+    config = json.loads((tmp_path / "out/draft/config.json").read_text())
+    assert config["speculators_config"]["verifier"] == {
+        "name_or_path": str(target), "architectures": ["LlamaForCausalLM"],
+    }  # fmt: skip
+    assert config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == manifest.num_steps
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["draft"]
+    (target / "config.json").write_text("[")
+    with pytest.raises(ConfigError, match="--verifier"):
+        await export(bus, SPEC.model, 1, tmp_path / "again", str(target))

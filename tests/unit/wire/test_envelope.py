@@ -205,7 +205,10 @@ def test_every_missing_required_entry_is_named(name: str) -> None:
         entries = entries_of(record)
         del entries[missing]
         data = envelope_of_map(entries, code_of(record))
-        if missing in optional:
+        if missing == "withheld" and getattr(record, missing):
+            with pytest.raises(WireError, match="token_ids: must be in 0"):  # what a reader of old does
+                decode(data)
+        elif missing in optional:
             decode(data)
         else:
             with pytest.raises(WireError, match=f"{missing} is missing"):

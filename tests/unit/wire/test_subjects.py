@@ -51,6 +51,12 @@ CASES = [
         f"tide.v1.operator.m.{'ab' * 16}",
         Address("operator", "m", request="ab" * 16),
     ),
+    (subjects.forget("m", "ab" * 16), f"tide.v1.forget.m.{'ab' * 16}", Address("forget", "m", request="ab" * 16)),
+    (
+        subjects.forgotten("m", "ab" * 16, "t1"),
+        f"tide.v1.forget.m.{'ab' * 16}.t1",
+        Address("forgotten", "m", request="ab" * 16, node="t1"),
+    ),
 ]
 
 
@@ -201,3 +207,12 @@ def test_what_is_not_a_retry_has_another_id(name: str, changes: dict[str, object
 
 def test_ids_of_two_models_differ() -> None:
     assert message_id("a", EXAMPLES["draft_part"]) != message_id("b", EXAMPLES["draft_part"])
+
+
+def test_the_request_of_a_chunk_is_told_by_its_message_id() -> None:
+    """Without reading the chunk; ids of anything else are no chunk's."""
+    chunk = EXAMPLES["hidden_chunk_bf16"]
+    assert isinstance(chunk, records.HiddenChunk)
+    assert subjects.request_of_chunk(message_id(MODEL, chunk)) == chunk.request_id
+    for other in ("", "x", f"tide.v1.hidden.m.n:{chunk.request_id}", message_id(MODEL, EXAMPLES["node_report"])):
+        assert subjects.request_of_chunk(other) is None

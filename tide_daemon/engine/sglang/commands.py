@@ -3,7 +3,8 @@
 hello        {}                                   what this engine is, where its ring lies
 stats        {}                                   counters
 set_steps    {"table": [[batch, steps], ...]}
-set_capture  {"collect": bool, "sample_rate": float, "max_rows": int, "preferred": [str], "preferred_rate": float}
+set_capture  {"collect": bool, "sample_rate": float, "max_rows": int, "preferred": [str], "preferred_rate": float,
+              "excluded": [str]}
 stage        {"directory": str, "version": int, "digest": str}
 swap         {}                                   apply what was staged, read back
 read_back    {}                                   digest of the live draft
@@ -98,8 +99,10 @@ class Commands:
         if not isinstance(collect, bool) or type(rate) not in (int, float) or type(rows) is not int:
             raise EngineError("set_capture: needs collect (bool), sample_rate (number) and max_rows (integer)")
         preferred, preferred_rate = args.get("preferred", []), args.get("preferred_rate", 0.0)
-        if not isinstance(preferred, list) or not all(isinstance(name, str) for name in preferred):
-            raise EngineError("set_capture: preferred must be a list of labels")
+        excluded = args.get("excluded", [])
+        for labels in (preferred, excluded):
+            if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+                raise EngineError("set_capture: preferred and excluded must be lists of labels")
         if type(preferred_rate) not in (int, float) or not 0 <= float(preferred_rate) <= 1:
             raise EngineError("set_capture: preferred_rate must be within 0..1")
         rate = float(rate or 0)
@@ -108,7 +111,7 @@ class Commands:
         tap = self._runtime.tap
         if tap is None:
             raise EngineError("capture is off in this engine; see its problems")
-        tap.settings = CaptureSettings(collect, rate, rows, tuple(preferred), float(preferred_rate))
+        tap.settings = CaptureSettings(collect, rate, rows, tuple(preferred), float(preferred_rate), tuple(excluded))
         return {}
 
     def stage(self, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -256,6 +256,7 @@ class EngineLink:
             "max_rows": settings.max_rows,
             "preferred": list(settings.preferred),
             "preferred_rate": float(settings.preferred_rate),
+            "excluded": list(settings.excluded),
         }
         await self._all("set_capture", self._command_timeout_s, rings_only=True, **args)
 

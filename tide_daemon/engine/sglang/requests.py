@@ -8,6 +8,7 @@ serving_completions.py 172; srt/sampling/sampling_params.py 180):
 
     {"custom_params": {"tide": "off"}}               nothing of this request is captured
     {"custom_params": {"tide_workload": "code"}}     label of its traffic class
+    {"custom_params": {"tide_request": "<32 hex>"}}  the sample's id, by which it can be forgotten later
 
 A request without a label may get one by the beginning of its prompt, see prefixes.py.
 """
@@ -22,11 +23,12 @@ import numpy as np
 
 from tide_daemon.engine.port import CaptureSettings
 from tide_daemon.engine.sglang.prefixes import PromptPrefixes
-from tide_daemon.engine.sglang.settings import OPT_OUT_KEY, WORKLOAD_KEY
+from tide_daemon.engine.sglang.settings import OPT_OUT_KEY, REQUEST_KEY, WORKLOAD_KEY
 
 ATTRIBUTE = "tide_capture"
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"
 _SALT = secrets.token_bytes(16)
+_SAMPLE_ID = re.compile(r"[0-9a-f]{32}")
 _LABEL = re.compile(r"[A-Za-z0-9_.:/-]{0,64}")
 """Labels that a chunk may carry, see wire/kinds.py."""
 
@@ -36,7 +38,7 @@ class Tracked:
     """One captured request.
 
     Attributes:
-        key: uint64 [2], random: never the client's own id.
+        key: uint64 [2], random unless the client chose one for the sample; never SGLang's own id.
         workload: its label, "" for none.
         next_position: first position not yet captured; earlier ones are not captured again (a retracted
             request runs its prefill a second time).
@@ -87,13 +89,26 @@ def admit(req: Any, settings: CaptureSettings, prefixes: PromptPrefixes | None =
     workload = label if isinstance(label, str) and _LABEL.fullmatch(label) else ""
     if not workload and prefixes is not None:
         workload = prefixes.workload_of(req.origin_input_ids)
+    if workload in settings.excluded:
+        return OPTED_OUT
     if not chosen(rid, settings.rate_of(workload)):
         return NOT_SAMPLED
     return Tracked(
-        key=np.frombuffer(secrets.token_bytes(16), dtype="<u8"),
+        key=np.frombuffer(_sample_id(wishes.get(REQUEST_KEY)), dtype="<u8"),
         workload=workload,
         plain_logits=_has_plain_logits(req),
     )
+
+
+def _sample_id(wish: object) -> bytes:
+    """16 bytes: the client's choice, so that it can have its sample forgotten, else random.
+
+    Of two requests with one id the later one's chunks count as repetitions, so that a client who uses an id twice
+    harms its own samples only; another's random id cannot be guessed.
+    """
+    if isinstance(wish, str) and _SAMPLE_ID.fullmatch(wish):
+        return bytes.fromhex(wish)
+    return secrets.token_bytes(16)
 
 
 def _has_plain_logits(req: Any) -> bool:

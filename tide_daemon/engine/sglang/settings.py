@@ -23,6 +23,8 @@ FEATURES: Final = ("capture", "swap", "steps", "timing", "draft_kv")
 """What the plug-in switches off one by one when its code fails."""
 OPT_OUT_KEY: Final = "tide"
 """`custom_params` key of a request; "off" keeps every byte of it out of the ring."""
+REQUEST_KEY: Final = "tide_request"
+"""`custom_params` key of a request: 32 hex digits, random, that name its sample; see requests.py."""
 WORKLOAD_KEY: Final = "tide_workload"
 """`custom_params` key of a request: label of its traffic class, up to 64 of [A-Za-z0-9_.:/-]."""
 
