@@ -22,12 +22,14 @@ from tide_daemon.wire.records import (
     DraftClaim,
     DraftManifest,
     DraftPart,
+    ForgetSamples,
     HiddenChunk,
     NodeReport,
     OperatorRequest,
     PartEntry,
     Record,
     RequestScore,
+    SamplesForgotten,
     TargetRows,
     TargetSpec,
     TensorEntry,
@@ -88,6 +90,8 @@ def examples(spec: TargetSpec, at: float) -> list[Record]:
         Decision(1, 1, "hostile", at, {"event": "tick"}, (), "hostile", {}),
         TargetRows(spec, "norm", 0, 1, 1, spec.hidden_size, bytes(2 * spec.hidden_size)),
         OperatorRequest("f" * 32, at, "hostile", "unpin", 0, "", "hostile"),
+        ForgetSamples("f" * 32, at, "hostile", "hostile"),
+        SamplesForgotten("f" * 32, TRAINER, at, 0, 0),
     ]
 
 
