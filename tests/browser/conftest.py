@@ -34,6 +34,7 @@ async def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> As
     site = Site(tmp_path_factory.mktemp("site"))
     try:
         await site.start()
+        await site.judged()
         await site.deploy(3)
         yield site
     finally:
@@ -42,7 +43,7 @@ async def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> As
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def open_page(browser: Browser, site: Site) -> AsyncIterator[OpenPage]:
-    """Opens the controller's page in a context of its own; what it asked for and complained of is on the page object."""
+    """Opens the controller's page in a context of its own; what it asked for and complained of is on the object."""
     contexts: list[BrowserContext] = []
 
     async def open_one(url: str = "", **options: Any) -> Page:
@@ -54,7 +55,8 @@ async def open_page(browser: Browser, site: Site) -> AsyncIterator[OpenPage]:
         page.complaints = []  # type: ignore[attr-defined]
         page.on("request", lambda request: page.requested.append(request.url))  # type: ignore[attr-defined]
         page.on("pageerror", lambda error: page.complaints.append(str(error)))  # type: ignore[attr-defined]
-        page.on("console", lambda said: page.complaints.append(said.text) if said.type == "error" else None)  # type: ignore[attr-defined]
+        complained = page.complaints  # type: ignore[attr-defined]
+        page.on("console", lambda said: complained.append(said.text) if said.type == "error" else None)
         await page.goto(url or site.controller.url)
         return page
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.nats_deployment import free_ports
 from tests.nats_fixture import NatsServer
 from tests.unit.policy.simulated_fleet import ModelledNode
-from tests.unit.trainer.test_publish import SCORES, make_round
+from tests.unit.trainer.test_publish import make_round
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
@@ -33,10 +33,12 @@ from tide_daemon.tools.operator_request import ask
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import (
     NO_DRAFT,
+    Decision,
     DesiredServer,
     DraftManifest,
     NodeReport,
     Record,
+    RequestScore,
     ShadowScore,
     StepStats,
     TrainerReport,
@@ -47,6 +49,16 @@ TOPOLOGY = build_topology(TopologyLimits())
 SPEC = replace(TINY_TARGET, model=MODEL)
 LIMIT_S = 90.0
 ROUND_STEPS = 600
+
+
+def _scores(num_requests: int, accept_length: float) -> tuple[RequestScore, ...]:
+    return tuple(
+        RequestScore(f"{number:016x}", "chat", 0, 100, 100.0, 100 * accept_length) for number in range(num_requests)
+    )
+
+
+SCORES = (_scores(10, 1.0), _scores(4, 1.31), _scores(6, 1.62))
+"""Version 1 gains nothing; of 2 and 3 there is too little for the gate."""
 
 
 class Daemon:
@@ -110,11 +122,12 @@ class Site:
         self.bus = await JetStreamBus.connect(ConnectSettings((self.nats.url,), "test", reconnect_wait_s=0.2), TOPOLOGY)
         await self.bus.ensure()
         publisher = Publisher(self.bus, SPEC, "t1", 8)
-        for number in (1, 2, 3):
+        for number, scores in enumerate(SCORES, start=1):
             round_ = make_round(self.folder / "trainer", number)
-            self.drafts.append(await publisher.publish(round_, SCORES, 3, None, NO_DRAFT))
+            self.drafts.append(await publisher.publish(round_, scores, 3, None, NO_DRAFT))
         url = self.nats.url
-        self.controller = Daemon("controller", self.folder, url, **{"node.name": "c1", "controller.watch_s": 2})
+        controller = {"node.name": "c1", "controller.watch_s": 2, "controller.dwell_s": 1}
+        self.controller = Daemon("controller", self.folder, url, **controller)
         server = {"node.name": "n1", "server.mode": "modelled", "capture.sample_rate": 0.2}
         self.server = Daemon("server", self.folder, url, **server)
         self._tasks = [asyncio.create_task(work()) for work in (self._follow, self._serve, self._train)]
@@ -133,6 +146,19 @@ class Site:
         """As an operator does, with `tide-daemon drafts pin`."""
         answer = await ask(self.bus, MODEL, "pin", self.drafts[version - 1], "to be looked at", LIMIT_S)
         assert answer.granted, answer.reason
+
+    async def judged(self) -> None:
+        """Until the gate has answered every draft: promoted none, for an operator to choose."""
+        answered: set[object] = set()
+        async with asyncio.timeout(LIMIT_S):
+            async for message in self.bus.tail(subjects.journal(MODEL), since="all"):
+                decision = envelope.decode(message.data)
+                assert isinstance(decision, Decision)
+                verdicts = [item for item in decision.instructions if item["instruction"] == "judged"]
+                assert all(item["verdict"] != "promote" for item in verdicts)
+                answered |= {item["version"] for item in verdicts}
+                if len(answered) == len(self.drafts):
+                    return
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         async with asyncio.timeout(LIMIT_S):
@@ -179,26 +205,25 @@ class Site:
         """Round after round, 20 steps a second: the loss falls as it does."""
         for turn in range(1_000_000):
             step = 20 * turn % ROUND_STEPS
-            await self._send(
-                TrainerReport(
-                    trainer="t1",
-                    at=time.time(),
-                    sequence=turn + 1,
-                    state="training",
-                    serving_version=self.node.version,
-                    applied_generation=1,
-                    num_requests=180 + turn,
-                    num_tokens=9000 + 40 * turn,
-                    num_heldout=18,
-                    new_tokens=40 * turn,
-                    store_bytes=12_000_000 + 50_000 * turn,
-                    round=4 + 20 * turn // ROUND_STEPS,
-                    step=step,
-                    num_steps_total=ROUND_STEPS,
-                    loss=1.2 + 2.4 * 0.99**step,
-                    shadow=(ShadowScore("chat", 9, 900, 2070.0), ShadowScore("code", 9, 900, 2430.0)),
-                )  # fmt: skip
+            report = TrainerReport(
+                trainer="t1",
+                at=time.time(),
+                sequence=turn + 1,
+                state="training",
+                serving_version=self.node.version,
+                applied_generation=1,
+                num_requests=180 + turn,
+                num_tokens=9000 + 40 * turn,
+                num_heldout=18,
+                new_tokens=40 * turn,
+                store_bytes=12_000_000 + 50_000 * turn,
+                round=4 + 20 * turn // ROUND_STEPS,
+                step=step,
+                num_steps_total=ROUND_STEPS,
+                loss=1.2 + 2.4 * 0.99**step,
+                shadow=(ShadowScore("chat", 9, 900, 2070.0), ShadowScore("code", 9, 900, 2430.0)),
             )
+            await self._send(report)
             await asyncio.sleep(1.0)
 
     async def _send(self, record: Record) -> None:

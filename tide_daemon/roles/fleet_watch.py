@@ -130,6 +130,7 @@ class FleetWatch:
             messages = self._bus.tail(subject, since="sequence", sequence=first)
             async with contextlib.aclosing(messages):  # type: ignore[type-var]  # every tail is a generator
                 async for message in messages:
+                    await asyncio.sleep(0)  # hundreds are there at once, and decisions go on meanwhile
                     record = read_record(message)
                     if isinstance(record, Decision):
                         view.decided(record)
@@ -153,6 +154,7 @@ class FleetWatch:
         messages = self._bus.tail(subject, since="sequence", sequence=first)
         async with contextlib.aclosing(messages):  # type: ignore[type-var]  # every tail is a generator
             async for message in messages:
+                await asyncio.sleep(0)
                 record_or_none = read_record(message)
                 if record_or_none is not None:
                     await self._take(record_or_none, message.stored_at)

@@ -124,6 +124,9 @@ def make_app(source: Source, token: Token | str = "") -> web.Application:
     async def prometheus(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.render(registry), headers={"Content-Type": metrics.CONTENT_TYPE})
 
+    async def events(request: web.Request) -> web.StreamResponse:
+        return await live.events(request, lambda: not asked.value or has_token(request, asked.value))
+
     async def keep_history(_app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(live.run(), name="status history")
         yield
@@ -142,7 +145,7 @@ def make_app(source: Source, token: Token | str = "") -> web.Application:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/status", status)
     app.router.add_get("/metrics", prometheus)
-    app.router.add_get("/events", live.events, allow_head=False)
+    app.router.add_get("/events", events, allow_head=False)
     app.router.add_get("/", _page_handler(asked))
     app.router.add_get("/login", _login_page)
     app.router.add_post("/login", _login_handler(asked))

@@ -8,7 +8,7 @@ const CHARTS = [
     lines: [["tokens_per_s", "as it is"], ["plain_tokens_per_s", "plain, by the cost model"]],
   },
   { id: "loss", title: "Training loss", unit: "nats", floor: 0, lines: [["loss", "loss"]] },
-  { id: "waiting", title: "Chunks that wait for a trainer", unit: "chunks", floor: 0, lines: [["waiting", "waiting"]] },
+  { id: "waiting", title: "Waiting for a trainer", unit: "chunks", floor: 0, lines: [["waiting", "waiting"]] },
 ];
 const KEPT_S = 1800;
 const GAP_S = 12;

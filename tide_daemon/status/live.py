@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 
 import orjson
 from aiohttp import web
@@ -49,8 +50,8 @@ class Live:
         """Have every stream end at once."""
         self._stopping.set()
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        """One viewer, for as long as it reads."""
+    async def events(self, request: web.Request, may_look: Callable[[], bool]) -> web.StreamResponse:
+        """One viewer, for as long as it reads and may look."""
         if self._num_viewers >= MAX_VIEWERS:
             raise web.HTTPServiceUnavailable(text=f"{MAX_VIEWERS} pages are open already\n")
         self._num_viewers += 1
@@ -58,15 +59,15 @@ class Live:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
             await response.prepare(request)
             with contextlib.suppress(ConnectionError, TimeoutError):
-                await self._send(response)
+                await self._send(response, may_look)
             return response
         finally:
             self._num_viewers -= 1
 
-    async def _send(self, response: web.StreamResponse) -> None:
+    async def _send(self, response: web.StreamResponse, may_look: Callable[[], bool]) -> None:
         await _write(response, b"retry: %d\n\n" % _RETRY_MS)
         await _write(response, _event("history", list(self._points)))
-        while not self._stopping.is_set():
+        while may_look() and not self._stopping.is_set():
             await _write(response, _event("state", page_state(self._source, time.time())))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATE_INTERVAL_S):

@@ -4,9 +4,11 @@
 const SILENT_MS = 6000;
 const AGAIN_MS = 2000;
 const MAX_ROWS = 200;
+const FEW_DECISIONS = 12;
 
 const byId = (id) => document.getElementById(id);
 let paused = false;
+let showAll = false;
 let newest = null;
 let newsAt = Date.now();
 let lost = false;
@@ -21,7 +23,10 @@ function make(tag, text, className) {
 }
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
-const clockTime = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
+function clockTime(seconds) {
+  const time = new Date(seconds * 1000);
+  return time.toDateString() === new Date().toDateString() ? time.toLocaleTimeString() : time.toLocaleString();
+}
 const fixed = (value, digits) => (isNumber(value) ? value.toFixed(digits) : "-");
 
 function show(value) {
@@ -232,7 +237,10 @@ function renderDecisions(fleet) {
   const all = fleet ? fleet.decisions : [];
   byId("decisions-section").hidden = all.length === 0;
   const kind = document.querySelector("input[name=kind]:checked").value;
-  const shown = all.filter((decision) => !kind || decision.kind === kind);
+  const found = all.filter((decision) => !kind || decision.kind === kind);
+  const shown = showAll ? found : found.slice(0, FEW_DECISIONS);
+  byId("more").hidden = found.length <= FEW_DECISIONS;
+  byId("more").textContent = showAll ? "Show fewer" : `Show all ${found.length}`;
   if (!changed("decisions", [kind, shown])) return;
   const items = shown.map((decision) => {
     const item = make("li");
@@ -362,6 +370,11 @@ byId("pause").addEventListener("click", () => {
   byId("pause").textContent = paused ? "Go on" : "Pause";
   if (!paused && newest) render(newest);
   renderLive();
+});
+byId("more").addEventListener("click", () => {
+  showAll = !showAll;
+  byId("more").setAttribute("aria-expanded", String(showAll));
+  if (newest) renderDecisions(newest.fleet);
 });
 byId("kinds").addEventListener("change", () => newest && renderDecisions(newest.fleet));
 byId("chart-details").addEventListener("toggle", () => {

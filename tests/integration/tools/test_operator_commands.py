@@ -114,10 +114,12 @@ async def test_status_shows_the_fleet_and_what_is_wrong(site: Site, nats_server:
     (row,) = shown["servers"]
     assert (row["node"], row["engine"], row["version"], row["desired_version"]) == ("s1", "ready", 1, 1)
     assert row["tokens_per_s"] > 0 and row["heard_s"] < 5
+    assert row["plain_tokens_per_s"] > 0 and row["of_plain"] > 0.9
     code, text = await site.run("status")
     assert "version 1 is served" in text and "pinned" in text and "led by c1" in text
     assert text.splitlines()[2].split()[:4] == ["SERVER", "ENGINE", "RUNS", "ASKED"]
     assert text.splitlines()[3].split()[:4] == ["s1", "ready", "1", "1"]
+    assert "OF PLAIN" in text.splitlines()[2]
 
 
 async def test_nobody_leads(nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:

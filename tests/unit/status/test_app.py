@@ -101,6 +101,10 @@ async def test_the_page_needs_nothing_from_elsewhere() -> None:
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]
         missing = await http.get("/nowhere")
         assert missing.status == 404 and "default-src 'none'" in missing.headers["Content-Security-Policy"]
+
+
+def test_no_script_or_style_stands_in_the_pages() -> None:
+    """The policy header would refuse it."""
     for page in Path(tide_daemon.status.__path__[0]).glob("*.html"):
         assert " style=" not in page.read_text() and " onclick=" not in page.read_text()
 
@@ -154,6 +158,16 @@ async def test_a_session_ends_with_its_time_and_with_the_token() -> None:
             assert (await http.get("/status", headers=headers)).status == status, value
         token.value = "another-token-of-16"
         assert (await http.get("/status", headers={"Cookie": f"{name}={good}"})).status == 401
+
+
+async def test_a_change_of_the_token_ends_what_was_seen_with_the_old_one() -> None:
+    """An open stream too."""
+    token, headers = Token(TOKEN), {"Authorization": f"Bearer {TOKEN}"}
+    async with await client(token=token) as http, http.get("/events", headers=headers) as answer:
+        await next_event(answer.content)
+        token.value = "another-token-of-16"
+        async with asyncio.timeout(10):
+            await answer.content.read()
 
 
 async def test_a_form_from_elsewhere_is_refused() -> None:
