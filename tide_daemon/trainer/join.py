@@ -40,12 +40,10 @@ def refusal(chunk: HiddenChunk, spec: TargetSpec) -> str | None:
         return f"other_{differing[0]}"
     if chunk.withheld and not chunk.topk_ids.shape[1]:
         return "tokens_withheld"
-    exponents = chunk.aux & _BF16_EXPONENT
-    if bool((exponents == _BF16_EXPONENT).any()):
-        return "not_finite"
-    if bool((exponents >= _MAX_EXPONENT).any()):
-        return "too_large"
-    return None
+    largest = int((chunk.aux & _BF16_EXPONENT).max(initial=0))
+    if largest < _MAX_EXPONENT:
+        return None
+    return "not_finite" if largest == _BF16_EXPONENT else "too_large"
 
 
 def decode_chunks(bodies: Iterable[bytes], spec: TargetSpec, refused: Counter[str]) -> Iterator[HiddenChunk]:
