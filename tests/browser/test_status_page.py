@@ -33,6 +33,13 @@ async def cell(page: Page, table: str, name: str, head: str) -> str:
     return await row(page, table, name).locator(f'[data-label="{head}"]').inner_text()
 
 
+async def show_all_decisions(page: Page) -> None:
+    """Not the newest only."""
+    await expect(page.locator("#decisions li").first).to_be_visible()
+    if await page.locator("#more").is_visible():
+        await page.locator("#more").click()
+
+
 async def until_speculating(page: Page) -> None:
     """Both servers run version 3, and more than plain comes out of it."""
     for node in ("n1", "gpu-2"):
@@ -69,6 +76,7 @@ async def test_drafts_and_decisions_have_their_reasons(open_page: OpenPage) -> N
     assert await cell(page, "Drafts", "2", "Became") == "left undecided"
     assert await cell(page, "Drafts", "2", "This one") == "1.31"
     decisions = page.locator("#decisions")
+    await show_all_decisions(page)
     await expect(decisions).to_contain_text("asked to pin version 3 (to be looked at)")
     await expect(decisions).to_contain_text("is asked for version 3 and")
     await page.get_by_role("radio", name="drafts").check()
@@ -150,6 +158,7 @@ async def test_it_survives_a_restart_of_the_daemon(open_page: OpenPage, site: Si
     page = await open_page()
     await until_speculating(page)
     await page.evaluate("window.unchanged = true")
+    await show_all_decisions(page)
     pin = page.locator("#decisions li").filter(has_text="asked to pin version 3")
     await expect(pin).to_have_count(1)
     since = await cell(page, "This daemon", "up since", "Is")
