@@ -14,8 +14,9 @@ from tide_daemon import cli
 from tide_daemon.bus.connection import Connection, ConnectSettings
 from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.permissions import permissions
-from tide_daemon.bus.topology import covers
+from tide_daemon.bus.topology import TopologyLimits, build_topology, covers
 from tide_daemon.bus.users import DOMAIN, local
+from tide_daemon.roles.fleet_watch import FleetWatch
 from tide_daemon.wire import subjects
 
 REQUEST = "ab" * 16
@@ -269,3 +270,17 @@ def test_an_operators_tools_need_no_more(made: Deployment, capsys: pytest.Captur
     assert capsys.readouterr().out == "no draft is on the bus\n"
     assert cli.main(["why", "--node", "s1", *config]) == 1
     assert "Violation" not in made.log("nats-a")
+
+
+@pytest.mark.parametrize("user", ["controller:c1", "operator:o1"])
+async def test_a_fleet_is_watched_with_the_rights_that_are_there(made: Deployment, user: str) -> None:
+    """A controller's page and `tide-daemon status` read journal, reports, drafts and depths, and are denied nothing."""
+    bus = await JetStreamBus.connect(made.settings(user), build_topology(TopologyLimits()))
+    try:
+        watch = FleetWatch(bus, MODEL)
+        await watch.read()
+        status = watch.status()
+        assert {row.name for row in status.streams} >= {"TIDE_HIDDEN", "TIDE_DEAD"}
+        assert [problem.page for problem in status.problems] == ["TideNoLeader"]
+    finally:
+        await bus.close()
