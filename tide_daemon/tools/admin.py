@@ -4,7 +4,7 @@
     tide-daemon admin init --config tide.toml --dry-run      prints what differs, changes nothing; exit code 1 then
     tide-daemon admin init --config tide.toml                makes and migrates streams and consumers, idempotent
 
-    tide-daemon admin users --folder /etc/nats --model gpt-oss-120b --hub tls://hub:7422 server:gpu-9    at a second site
+    tide-daemon admin users --folder /etc/nats --model gpt-oss-120b --hub tls://hub:7422 server:gpu-9   a second site
 
 `users` writes a key for each user (once; it is kept) and users.conf, which the server includes. Give NAME as the
 daemon's node.name. Copy each .nk file to its machine as bus.nkey_file; the server needs users.conf alone. At a second

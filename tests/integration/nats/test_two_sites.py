@@ -39,7 +39,7 @@ def far(tmp_path: Path, hub: Deployment) -> Iterator[FarSite]:
 async def linked(hub: Deployment, number: int = len(FAR)) -> None:
     """Until so many accounts have crossed."""
     async with asyncio.timeout(30):
-        while (await asyncio.to_thread(hub.monitor, "nats-a", "leafz"))["leafnodes"] != number:
+        while (await asyncio.to_thread(hub.monitor, "nats-a", "leafz"))["leafnodes"] != number:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
@@ -68,7 +68,7 @@ async def fleet(hub: Deployment, far: FarSite, tmp_path: Path) -> AsyncIterator[
 
 
 async def test_the_whole_loop_over_the_link_and_after_it_was_cut(fleet: TwoSites, hub: Deployment) -> None:
-    """Chunks, reports and drafts cross, and nothing was denied. The hub dies: serving goes on, and the loop after it."""
+    """Chunks, reports and drafts cross, nothing was denied. The hub dies: serving goes on, the loop later."""
     await fleet.until(lambda: speculates(fleet), "a draft is served at the far site")
     assert "Violation" not in hub.log("nats-a") + fleet.far.log("far")
     assert fleet.far.monitor("far", "jsz").get("disabled"), "the far broker holds no stream"
