@@ -158,7 +158,7 @@ async def inflict(
     """Run one fault on a stage that is well."""
     outcome = Outcome(fault.name, stage.engine, commit, datetime.now(UTC).strftime("%Y-%m-%d %H:%M"))
     run = Inflicting(stage, clients, observer, away_s=away_s)
-    num_reports = len(observer.reports)
+    num_reports, num_restarts = len(observer.reports), stage.num_restarts
     lost_before, doubled_before, _ = await observer.decisions()
     before_at = time.monotonic()
     await asyncio.sleep(BEFORE_S)
@@ -187,6 +187,8 @@ async def inflict(
         if failed and not fault.clients_may_fail:
             run.broken.append(f"{len(failed)} requests failed, the first one: {failed[0].error}")
         run.notes["baseline_requests"] = len(before)
+    if stage.num_restarts > num_restarts:
+        run.notes["daemons_that_ended_by_themselves"] = stage.num_restarts - num_restarts
     outcome.unreported = run.unreported()
     outcome.reported = not outcome.unreported
     outcome.broken, outcome.notes = run.broken, run.notes

@@ -1,8 +1,9 @@
 """The whole system as separate processes on private ports: nats-server, SGLang, the roles, clients.
 
-Roles are started as an operator would and started again as systemd would, by whoever inflicts the fault. Each
-role talks to the broker through a relay of its own. Broker store and trainer files lie on small file systems of
-their own where we may mount some.
+Roles are started as an operator would. One that ends by itself, since the broker did not answer in time, say, is
+started again as systemd would; one that a fault kills is started again by whoever inflicts the fault. Each role talks
+to the broker through a relay of its own. Broker store and trainer files lie on small file systems of their own where
+we may mount some.
 """
 
 import asyncio
@@ -39,6 +40,8 @@ from tide_daemon.wire.records import TargetSpec
 
 ROLES = ("server", "trainer", "controller")
 START_LIMIT_S = 600.0
+RESTART_S = 2.0
+"""As RestartSec= of systemd/tide-daemon@.service."""
 STORE_BYTES, TRAINER_BYTES = 768 * MIB, 2048 * MIB
 LIMITS = TopologyLimits(
     hidden_max_bytes=64 * MIB, draft_max_bytes=256 * MIB, target_max_bytes=256 * MIB, journal_max_bytes=64 * MIB
@@ -85,6 +88,9 @@ class Stage:
         self.mounts: list[Path] = []
         self.children = Children(folder / "log")
         self.roles: dict[str, Child] = {}
+        self.num_restarts = 0
+        self._wanted: set[str] = set()
+        self._keeper: asyncio.Task[None] | None = None
         self.ports: dict[str, int] = {}
         self.changes: dict[str, dict[str, dict[str, Any]]] = json.loads(json.dumps(CHANGES))
         self.environments: dict[str, dict[str, str]] = {}
@@ -115,8 +121,9 @@ class Stage:
         layers = tuple(AUX_LAYERS) if self.engine == "sglang" else trainer_samples.LAYERS
         self.spec = target_spec(self.model_dir, MODEL, layers)
         await asyncio.to_thread(self.nats.start)
-        for role in ("server", "trainer", "controller"):
+        for role in ROLES:
             await self.start_role(role)
+        self._keeper = asyncio.create_task(self._keep_running())
         await self.until("every role is ready", self.all_ready, START_LIMIT_S)
 
     async def serve_draft(self) -> None:
@@ -136,6 +143,9 @@ class Stage:
 
     async def stop(self) -> None:
         """End every process, whatever state it is in, and unmount."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         for child in self.roles.values():
             with contextlib.suppress(ProcessLookupError):
                 child.popen.send_signal(signal.SIGCONT)
@@ -165,7 +175,17 @@ class Stage:
         command = [str(Path(sys.executable).with_name("tide-daemon")), "--role", role, "--config", str(path)]
         quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
         self.roles[name] = self.children.start(name, command, quiet | self.environments.get(name, {}))
+        self._wanted.add(name)
         return self.roles[name]
+
+    async def _keep_running(self) -> None:
+        """What systemd does with Restart=always."""
+        while True:
+            for name in sorted(self._wanted):
+                if not self.roles[name].running:
+                    self.num_restarts += 1
+                    await self.start_role(name.partition("-")[0], name)
+            await asyncio.sleep(RESTART_S)
 
     def _config(self, role: str, name: str) -> dict[str, dict[str, Any]]:
         url = f"nats://{role}:{PASSWORD}@127.0.0.1:{self.relays[name].port}"
@@ -192,12 +212,14 @@ class Stage:
 
     def kill(self, name: str) -> None:
         """kill -9 of a daemon, and of nothing that it started."""
+        self._wanted.discard(name)
         child = self.roles[name]
         child.popen.kill()
         child.popen.wait()
 
     async def end(self, name: str) -> None:
         """Have a daemon end in order."""
+        self._wanted.discard(name)
         child = self.roles[name]
         child.popen.send_signal(signal.SIGCONT)
         child.popen.terminate()
@@ -350,9 +372,6 @@ class Stage:
             with contextlib.suppress(KeyError):
                 if await condition():
                     return time.monotonic() - started
-            for name, child in self.roles.items():
-                if name in ROLES and not child.running and not self.ports[name] == -1 and what.startswith("every role"):
-                    raise StartError(f"{name} ended with code {child.popen.poll()}:\n{child.last_lines()}")
             if time.monotonic() - started > within_s:
                 raise StartError(f"{what}: not within {within_s:g} s")
             await asyncio.sleep(0.25)

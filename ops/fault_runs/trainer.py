@@ -29,13 +29,12 @@ async def trainer_killed_in_fetch(run: Inflicting) -> None:
     stage, struck = run.stage, asyncio.Event()
 
     def strike() -> None:
-        stage.roles["trainer"].popen.kill()
+        stage.kill("trainer")
         struck.set()
 
     run.expect_restart("trainer")
     stage.relays["trainer"].strike("received", rb"H?MSG [^\r\n]*\$JS\.ACK\.TIDE_HIDDEN\.trainers[^\r\n]*\r\n", strike)
     await run.until("a chunk comes", lambda: _set(struck), 60.0)
-    stage.kill("trainer")
     await asyncio.sleep(2.0)
     await stage.start_role("trainer")
     run.over()
@@ -78,7 +77,7 @@ async def _killed_at(run: Inflicting, pattern: bytes) -> None:
     stage, struck = run.stage, asyncio.Event()
 
     def strike() -> None:
-        stage.roles["trainer"].popen.kill()
+        stage.kill("trainer")
         struck.set()
 
     stage.relays["trainer"].strike("sent", pattern, strike)
@@ -86,7 +85,6 @@ async def _killed_at(run: Inflicting, pattern: bytes) -> None:
     if not await run.until("it publishes", lambda: _set(struck), ROUND_LIMIT_S):
         return
     run.expect_restart("trainer")
-    stage.kill("trainer")
     await asyncio.sleep(2.0)
     claims = await _claims(run)
     await stage.start_role("trainer")
