@@ -232,6 +232,7 @@ async def test_an_older_server_under_newer_trainers_and_controllers(site: Site) 
     await site.is_led_anew()
 
 
+@pytest.mark.slow
 async def test_a_newer_server_under_older_trainers_and_controllers(site: Site) -> None:
     """The other order: new fields and streams do no harm; then the trainer is upgraded last."""
     await site.run("server", "new")
