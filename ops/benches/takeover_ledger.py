@@ -103,7 +103,7 @@ class Ledger:
 
     def _instruction(self, token: int, instruction: dict[str, Any]) -> None:
         kind = str(instruction["instruction"])
-        if kind == "judged":
+        if kind == "judged" and not instruction.get("from_pool"):
             version = int(instruction["version"])
             self._judged[version] += 1
             self.doubled["a version was judged twice"] += self._judged[version] > 1

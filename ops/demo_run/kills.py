@@ -81,7 +81,9 @@ def done_twice(decisions: Iterable[Decision]) -> list[str]:
             found.append(f"decision {place} comes after {last}")
         last = max(last, place)
         for item in decision.instructions:
-            if item["instruction"] == "judged" and item["verdict"] in ("promote", "reject"):
+            # A draft of the pool is judged anew each time its workload comes back.
+            judged = item["instruction"] == "judged" and not item.get("from_pool")
+            if judged and item["verdict"] in ("promote", "reject"):
                 final[item["version"]] += 1
             if item["instruction"] == "set_server":
                 generations[item["node"], item["generation"]] += 1

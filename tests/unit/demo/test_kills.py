@@ -21,6 +21,7 @@ def test_a_sound_journal_shows_nothing_twice() -> None:
         decision(1, 1, UNSURE),
         decision(1, 2, UNSURE, set_server(1)),
         decision(2, 1, JUDGED, set_server(2)),
+        decision(2, 2, {**JUDGED, "verdict": "reject", "from_pool": True}),
     ]
     assert done_twice(journal) == []
 
