@@ -32,10 +32,6 @@ _STOP_LIMIT_S = 10.0
 _MAX_PAUSE_S = 10.0
 _STORE_HEADROOM = 1.25
 _MAX_LOG_BYTES = 8 << 20
-_SOFT_MEMORY_LIMIT = "96MiB"
-"""GOMEMLIMIT: from here on Go's collector runs more often instead of letting the heap grow. What an operator sets in
-the environment wins. Without it the server went from 84 to 146 MB and back in ten minutes of the demonstration's
-traffic; it holds a few blocks of 8 MiB at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +159,6 @@ class EmbeddedServer:
                 str(self._config),
                 stdout=output,
                 stderr=output,
-                env={"GOMEMLIMIT": _SOFT_MEMORY_LIMIT, **os.environ},
                 stdin=asyncio.subprocess.DEVNULL,
                 # A Ctrl-C on the terminal is for the daemon, which stops the server last.
                 start_new_session=True,
