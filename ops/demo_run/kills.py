@@ -7,22 +7,19 @@ asks all the time, streaming and not. At the end the journal is looked through f
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import aiohttp
 import openai
 
-from demo_run.stack import MODEL
+from demo_run.stack import MODEL, engine_pid
 from demo_run.stage import Stage
 from demo_run.waiting import StartError, poll
-from tide_daemon.engine.sglang.process import RECORD
 from tide_daemon.errors import WireError
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import Decision
@@ -198,11 +195,3 @@ async def _one(client: openai.AsyncOpenAI, streams: bool) -> None:
             complete = complete or any(choice.finish_reason for choice in piece.choices)
     if not complete:
         raise ValueError("the answer broke off")
-
-
-def engine_pid(state: Path) -> int:
-    """SGLang's first process under the demonstration's server role; 0 while there is none."""
-    try:
-        return int(json.loads((state / "server" / "run" / "engine" / RECORD).read_text())["pid"])
-    except (OSError, ValueError, KeyError):
-        return 0

@@ -16,6 +16,7 @@ import aiohttp
 from demo_run.ports import free_port
 from demo_run.processes import Child, Children
 from demo_run.waiting import StartError, poll
+from tide_daemon.engine.sglang.process import RECORD
 
 ROLES = ("controller", "trainer", "server")
 MODEL = "smollm2-135m"
@@ -36,6 +37,14 @@ class Stack:
     openai_url: str
     status_urls: Mapping[str, str]
     config_files: Mapping[str, Path]
+
+
+def engine_pid(state: Path) -> int:
+    """SGLang's first process under the server role that writes to the folder `state`; 0 while there is none."""
+    try:
+        return int(json.loads((state / "server" / "run" / "engine" / RECORD).read_text())["pid"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def to_toml(sections: Mapping[str, Mapping[str, TomlValue]]) -> str:

@@ -24,7 +24,7 @@ from demo_data.model import fetch
 from demo_data.packages import cache_dir
 from demo_run.ports import free_port
 from demo_run.processes import Child, Children
-from demo_run.stack import AUX_LAYERS, DRAFT_VOCAB_SIZE, MODEL, SERVER_ARGUMENTS, role_config, to_toml
+from demo_run.stack import AUX_LAYERS, DRAFT_VOCAB_SIZE, MODEL, SERVER_ARGUMENTS, engine_pid, role_config, to_toml
 from demo_run.waiting import StartError
 
 from fault_runs.metrics_text import metrics_of
@@ -238,11 +238,7 @@ class Stage:
 
     def engine_pid(self) -> int:
         """SGLang's first process, which leads its group; 0 if there is none."""
-        try:
-            record = json.loads((self.folder / "server" / "run" / "engine" / "engine.json").read_text())
-        except (OSError, ValueError):
-            return 0
-        return int(record["pid"])
+        return engine_pid(self.folder)
 
     def _mount(self, path: Path, num_bytes: int) -> None:
         path.mkdir(parents=True, exist_ok=True)

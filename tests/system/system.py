@@ -19,7 +19,7 @@ from demo_data.model import fetch
 from demo_data.packages import cache_dir
 from demo_run.ports import free_port
 from demo_run.processes import Child, Children
-from demo_run.stack import AUX_LAYERS, MODEL, SERVER_ARGUMENTS, role_config, to_toml
+from demo_run.stack import AUX_LAYERS, MODEL, SERVER_ARGUMENTS, engine_pid, role_config, to_toml
 
 from tests.nats_fixture import NatsServer
 from tests.system import untrained
@@ -126,11 +126,7 @@ class System:
 
     def engine_pid(self) -> int:
         """SGLang's first process, 0 if none was started."""
-        try:
-            record = json.loads((self.folder / "server" / "run" / "engine" / "engine.json").read_text())
-        except (OSError, ValueError):
-            return 0
-        return int(record["pid"])
+        return engine_pid(self.folder)
 
     def complete(self, text: str, num_tokens: int = 8) -> str:
         """A short answer to a chat message; raises OSError when SGLang does not answer."""

@@ -10,13 +10,13 @@ import nats.errors
 
 from tide_daemon.bus.connection import Connection
 from tide_daemon.bus.pull import HEARTBEAT_S, PullInbox, parse_ack_subject
-from tide_daemon.errors import BusError, BusSetupError, BusUnavailableError
+from tide_daemon.bus.reader import create_reader
+from tide_daemon.errors import BusError, BusUnavailableError
 
 _BATCH = 512
 _BATCH_BYTES = 4 << 20
 _EXPIRES_S = 30.0
 _INACTIVE_S = 30.0
-_NANO = 1_000_000_000
 _NOT_FOUND = 10043
 """JetStream's error code for a sequence that holds no message (nats-server server/errors.json)."""
 _PAST_THE_END = "stream store EOF"
@@ -30,8 +30,11 @@ async def message_ids(connection: Connection, stream: str, subject: str, reader:
         await inbox.open()
         # One that an earlier scan left behind would go on where that one ended.
         await connection.api(f"CONSUMER.DELETE.{stream}.{reader}")
-        num_pending = await _create(connection, stream, subject, reader)
-        return await _read(inbox, connection, stream, reader) if num_pending else []
+        doing = "read the message ids of"
+        created = await create_reader(
+            connection, stream, reader, subject, _INACTIVE_S, doing, deliver_policy="all", headers_only=True
+        )
+        return await _read(inbox, connection, stream, reader) if created.get("num_pending") else []
     except (nats.errors.Error, OSError) as error:
         connection.check_open()
         raise BusUnavailableError(f"reading the message ids of {subject} was interrupted: {error}") from error
@@ -40,28 +43,6 @@ async def message_ids(connection: Connection, stream: str, subject: str, reader:
         if connection.connected:
             with contextlib.suppress(BusError):
                 await connection.api(f"CONSUMER.DELETE.{stream}.{reader}")
-
-
-async def _create(connection: Connection, stream: str, subject: str, reader: str) -> int:
-    """Make the consumer; how many messages it will deliver."""
-    config = {
-        "name": reader,
-        "ack_policy": "none",
-        "deliver_policy": "all",
-        "filter_subject": subject,
-        "headers_only": True,
-        "inactive_threshold": int(_INACTIVE_S * _NANO),
-        "mem_storage": True,
-        "num_replicas": 1,
-    }
-    answer = await connection.api(
-        f"CONSUMER.CREATE.{stream}.{reader}.{subject}", {"stream_name": stream, "config": config}
-    )
-    if "error" in answer:
-        error = answer["error"]
-        text = f"cannot read the message ids of {subject}: {error.get('description')}"
-        raise BusSetupError(text) if 400 <= error.get("code", 0) < 500 else BusUnavailableError(text)
-    return int(answer.get("num_pending", 0))
 
 
 async def _read(inbox: PullInbox, connection: Connection, stream: str, reader: str) -> list[tuple[int, str]]:

@@ -17,6 +17,7 @@ import nats.errors
 from tide_daemon.bus.connection import Connection
 from tide_daemon.bus.port import StoredMessage
 from tide_daemon.bus.pull import HEARTBEAT_S, PullInbox, parse_ack_subject, stored_message
+from tide_daemon.bus.reader import create_reader
 from tide_daemon.errors import BusSetupError, BusUnavailableError
 
 SINCE = ("new", "all", "last", "sequence")
@@ -26,7 +27,6 @@ _EXPIRES_S = 30.0
 _INACTIVE_S = 60.0
 _RETRY_S = 0.2
 _MAX_RETRY_S = 2.0
-_NANO = 1_000_000_000
 
 
 class Position:
@@ -94,23 +94,7 @@ async def _create(connection: Connection, stream: str, consumer: str, subject: s
             raise BusSetupError(f"stream {stream} does not exist: the streams and consumers must be set up first")
         raise BusUnavailableError(f"stream {stream}: {info['error'].get('description')}")
     position.update(info["created"], info["state"]["last_seq"])
-    config = {
-        "name": consumer,
-        "ack_policy": "none",
-        "filter_subject": subject,
-        "inactive_threshold": int(_INACTIVE_S * _NANO),
-        "mem_storage": True,
-        "num_replicas": 1,
-        **position.consumer(),
-    }
-    answer = await connection.api(
-        f"CONSUMER.CREATE.{stream}.{consumer}.{subject}", {"stream_name": stream, "config": config}
-    )
-    if "error" in answer:
-        error = answer["error"]
-        text = f"cannot follow {subject}: {error.get('description')}"
-        # 4xx is about what we asked for; 5xx about the state of the server.
-        raise BusSetupError(text) if 400 <= error.get("code", 0) < 500 else BusUnavailableError(text)
+    await create_reader(connection, stream, consumer, subject, _INACTIVE_S, "follow", **position.consumer())
 
 
 async def _read(inbox: PullInbox, connection: Connection, stream: str, consumer: str) -> AsyncGenerator[StoredMessage]:

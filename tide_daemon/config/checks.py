@@ -3,13 +3,13 @@
 Each rule adds a sentence that says what is wrong and what to change; load.py raises them together.
 """
 
-import ipaddress
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from tide_daemon.config.sections import ROLES, SECTION_ROLES, Config, all_settings
+from tide_daemon.loopback import is_loopback
 
 
 def problems_of(config: Config, roles: Sequence[str]) -> list[str]:
@@ -44,16 +44,6 @@ def warnings_of(config: Config, roles: Sequence[str], origins: Mapping[str, str]
         if idle and key in origins and "server" in (*roles, "server" if key.startswith("bus.") else ""):
             warnings.append(f"{key} ({origins[key]}) has no effect: {because}")
     return warnings
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. A name other than localhost counts as outside."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def show_address(url: str) -> str:

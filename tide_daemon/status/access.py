@@ -11,12 +11,13 @@ that points here.
 
 import hashlib
 import hmac
-import ipaddress
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from aiohttp import web
+
+from tide_daemon.loopback import is_loopback
 
 SESSION_S = 12 * 3600
 """For how long a browser need not ask again."""
@@ -28,16 +29,6 @@ class Token:
     """What clients have to send, "" for nothing. It may change while the endpoint runs."""
 
     value: str = ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. A name other than localhost counts as outside."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def names_loopback(host_header: str) -> bool:

@@ -24,6 +24,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from tide_daemon.errors import ConfigError
+from tide_daemon.loopback import is_loopback
 from tide_daemon.status import metrics
 from tide_daemon.status.access import (
     SESSION_S,
@@ -31,7 +32,6 @@ from tide_daemon.status.access import (
     cookie_name,
     has_token,
     is_from_here,
-    is_loopback,
     is_token,
     make_session,
     names_loopback,
