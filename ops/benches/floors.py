@@ -84,7 +84,7 @@ BENCHES: dict[str, Bench] = {
     ),
     "spine": Bench(
         "spine",
-        "tokens/s from ring to trainer store through a real nats-server, over 51k at hidden 576 and 7.1k at 4096",
+        "tokens/s from ring to trainer store through a real nats-server, over a bare pipeline's in the same run",
         {"ratio_h576": _at_least(0.8), "ratio_h4096": _at_least(0.8)},
     ),
     "memory": Bench(

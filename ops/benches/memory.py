@@ -4,10 +4,10 @@ The system of the demonstration: nats-server, three role processes, a training w
 four requests at a time of the demonstration's prompts. Warm-up ends when its minutes are over and a
 first training round has ended, because a worker's memory before that says nothing. It is ten minutes,
 because SGLang's scheduler generates code for each shape that it meets, and new ones come for some
-minutes. A process's growth is the median slope over all pairs of samples (Theil-Sen), which a garbage
-collection or a round does not move. The ring is small here, so that all of it has been touched when
-warm-up ends: shared memory counts in both processes that map it. With --keep, samples.json has every
-sample.
+minutes. A process's growth is how fast what it holds grows: the median slope (Theil-Sen) over the
+lowest samples of each two minutes, see resident.py; slope is the same over all samples. The ring is
+small here, so that all of it has been touched when warm-up ends: shared memory counts in both
+processes that map it. With --keep, samples.json has every sample.
 """
 
 import asyncio
@@ -174,5 +174,6 @@ def _figures(system: System, start: float, warm_up_s: float) -> dict[str, float]
         "tokens": float(system.num_tokens),
         "requests_failed": float(system.num_failed),
         **{f"{name}_growth_mb_per_hour": value for name, value in growth.items()},
+        **{f"{name}_slope_mb_per_hour": series.slope_mb_per_hour() for name, series in sorted(measured.items())},
         **{f"{name}_mb": series.median_mb() for name, series in sorted(measured.items()) if name != "controller"},
     }

@@ -5,12 +5,17 @@ import itertools
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
 
 MB = 1 << 20
+WINDOW_S = 120.0
+"""A process with a garbage collector swings between what it holds and twice that. What it holds shows after each
+collection, and Go's runtime makes one at least every two minutes (runtime/proc.go, forcegcperiod)."""
+SAMPLE_SLACK_S = 10.0
+"""The last window counts as whole if its last sample is at most this early."""
 _TITLES = ("scheduler", "detokenizer", "resource_tracker", "worker")
 
 
@@ -26,13 +31,32 @@ class Series:
         return Series(self.name, [sample for sample in self.samples if sample[0] >= start])
 
     def growth_mb_per_hour(self) -> float:
-        """Median slope over all pairs of samples. Source: Sen 1968, J. Am. Stat. Assoc. 63."""
-        slopes = [(b - a) / (t - s) for (s, a), (t, b) in itertools.combinations(self.samples, 2) if t > s]
-        return statistics.median(slopes) * 3600 / MB
+        """Median slope over all pairs of lows. Source: Sen 1968, J. Am. Stat. Assoc. 63."""
+        return _slope(self.lows())
+
+    def slope_mb_per_hour(self) -> float:
+        """The same over all pairs of samples: where in its cycle a garbage collector began and ended shows in it."""
+        return _slope(self.samples)
+
+    def lows(self) -> list[tuple[float, int]]:
+        """The lowest sample of each whole WINDOW_S; every sample while there are fewer than three such windows."""
+        windows: dict[int, tuple[float, int]] = {}
+        start, end = self.samples[0][0], self.samples[-1][0]
+        for at, size in self.samples:
+            number = int((at - start) // WINDOW_S)
+            if start + (number + 1) * WINDOW_S <= end + SAMPLE_SLACK_S:
+                windows[number] = min(windows.get(number, (at, size)), (at, size), key=lambda sample: sample[1])
+        return list(windows.values()) if len(windows) > 2 else self.samples
 
     def median_mb(self) -> float:
         """Median size."""
         return statistics.median(size for _, size in self.samples) / MB
+
+
+def _slope(samples: Sequence[tuple[float, int]]) -> float:
+    """Median slope over all pairs, MB an hour."""
+    slopes = [(b - a) / (t - s) for (s, a), (t, b) in itertools.combinations(samples, 2) if t > s]
+    return statistics.median(slopes) * 3600 / MB
 
 
 @dataclass(slots=True)

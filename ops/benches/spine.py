@@ -1,4 +1,4 @@
-"""Rows from a real ring to the trainer's store on disk through a real nats-server, tokens/s.
+"""Rows from a real ring to the trainer's store on disk through a real nats-server, tokens/s over a bare pipeline's.
 
 Three processes besides nats-server, as in production: a writer that fills the ring as an engine would
 (interleaved requests, 3 aux layers, top-8), the server role's own loop (ring, assembler, encoder,
@@ -7,8 +7,12 @@ dropped: the writer waits for the ring, the server role for the broker, and the 
 store holds every row. Time counts from the first row to the last one synced.
 
 States are random, scaled per channel so that they compress about as real ones do (1.42x measured on
-SmolLM2-135M, nats.md); the ratio is among the figures. The two sizes are measured in turn, several
-times, and the median counts. cpu_ms_per_token_* sums the four processes' processor time.
+SmolLM2-135M); the ratio is among the figures. cpu_ms_per_token_* sums the four processes' processor time.
+
+ratio_h* is over the bare pipeline of spine_bare.py, on the same machine in the same run: states of the same shape
+encoded, published, pulled and decoded, and nothing else. The two sizes and the two pipelines are measured in
+turn, several times, and medians count. over_51000_h576 and over_7100_h4096 are over what such a pipeline reached
+on the machine where the spine was designed.
 """
 
 import asyncio
@@ -24,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benches import spine_bare
 from benches.settings import Settings
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.embedded import EmbeddedServer, EmbeddedSettings
@@ -38,9 +43,10 @@ from tide_daemon.roles.target_spec import SpecKeeper
 from tide_daemon.roles.trainer_ingest import Ingest
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
+from tide_daemon.wire.tensors import rows_per_chunk
 
 REFERENCE = {576: 51_000.0, 4096: 7_100.0}
-"""Tokens/s end to end of nats.md, by hidden size: one producer, one consumer, byte planes and zstd 1."""
+"""Tokens/s of a bare pipeline on the machine where the spine was designed, by hidden size."""
 NUM_LAYERS = 3
 TOPK = 8
 VOCAB = 49_152
@@ -64,15 +70,30 @@ def run(settings: Settings) -> dict[str, float]:
         for hidden, reference in REFERENCE.items():
             step = NUM_REQUESTS * ROWS_PER_STEP
             num_rows = int(seconds * reference / (NUM_REQUESTS * REQUEST_ROWS)) * NUM_REQUESTS * REQUEST_ROWS
-            result = measure(settings.work_dir / f"{hidden}-{number}", hidden, max(num_rows, 128 * step), codec)
+            num_rows = max(num_rows, 128 * step)
+            result = measure(settings.work_dir / f"{hidden}-{number}", hidden, num_rows, codec)
+            result["bare_tokens_s"] = _bare(settings.work_dir / f"bare-{hidden}-{number}", hidden, num_rows)
             measured[hidden].append(result)
-            print(f"hidden {hidden}: {result['tokens_s']:.0f} tokens/s", file=sys.stderr)
+            both = f"{result['tokens_s']:.0f} tokens/s, bare {result['bare_tokens_s']:.0f}"
+            print(f"hidden {hidden}: {both}", file=sys.stderr)
     figures: dict[str, float] = {}
     for hidden, results in measured.items():
         middle = {name: statistics.median(result[name] for result in results) for name in results[0]}
-        figures[f"ratio_h{hidden}"] = middle["tokens_s"] / REFERENCE[hidden]
+        figures[f"ratio_h{hidden}"] = middle["tokens_s"] / middle["bare_tokens_s"]
+        figures[f"over_{REFERENCE[hidden]:.0f}_h{hidden}"] = middle["tokens_s"] / REFERENCE[hidden]
         figures |= {f"{name}_h{hidden}": value for name, value in middle.items()}
     return figures
+
+
+def _bare(folder: Path, hidden: int, num_rows: int) -> float:
+    """Tokens/s of the bare pipeline, with as many rows a message as a chunk holds."""
+    width = NUM_LAYERS * hidden
+    per_message = rows_per_chunk(CHUNK_BYTES, width, TOPK, "bf16-planes")
+    states = np.concatenate(
+        [_step(width, number)["aux"] for number in range(1 + 4 * per_message // (NUM_REQUESTS * ROWS_PER_STEP))]
+    )
+    messages = [states[at * per_message : (at + 1) * per_message] for at in range(4)]
+    return spine_bare.tokens_per_s(folder, messages, num_rows // per_message)
 
 
 def measure(folder: Path, hidden: int, num_rows: int, codec: str) -> dict[str, float]:

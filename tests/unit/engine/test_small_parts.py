@@ -29,14 +29,23 @@ def test_steps_by_batch_size() -> None:
     assert steps.for_batch(1) == 0
 
 
-def test_one_step_in_so_many_is_plain() -> None:
-    """Only batches that would draft are counted; without a table nothing is."""
+def test_short_runs_of_plain_steps_in_between() -> None:
+    """Only steps that drafted are counted, however often the engine asks; without a table nothing is."""
     steps = Steps([0, 1, 2, 3], plain_every=4)
     steps.allowed = True
-    assert [steps.for_batch(1) for _ in range(8)] == [0] * 8
+
+    def take(*sizes: int) -> list[int]:
+        taken = []
+        for size in sizes:
+            assert steps.for_batch(size) == steps.for_batch(size)
+            taken.append(steps.for_batch(size))
+            steps.took(taken[-1])
+        return taken
+
+    assert take(*[1] * 8) == [0] * 8
     steps.set_table([(4, 2)])
-    assert [steps.for_batch(1) for _ in range(8)] == [2, 2, 2, 0, 2, 2, 2, 0]
-    assert [steps.for_batch(size) for size in (1, 9, 9, 1, 1, 1)] == [2, 0, 0, 2, 2, 0]
+    assert take(*[1] * 14) == [2, 2, 2, 2, 0, 0, 0, 2, 2, 2, 2, 0, 0, 0]
+    assert take(1, 9, 9, 9, 1, 1, 1, 1) == [2, 0, 0, 0, 2, 2, 2, 0], "plain by the table is no plain run"
 
 
 @pytest.mark.parametrize("table", [[(4, 1), (2, 1)], [(2, 1), (2, 0)], [(0, 1)], [(1, 4)], [(1, -1)]])
@@ -71,6 +80,23 @@ def test_medians_forget_steps_of_minutes_ago() -> None:
     # What was seen last is what is known of a kind that has not run since.
     now += 3600.0
     assert parse_steps(times.snapshot()) == [plain]
+
+
+def test_medians_leave_out_the_first_step_after_another_kind() -> None:
+    """What comes first costs more than what follows, on either side; it counts only while nothing else is known."""
+    times, clock = StepTimes(), Clock()
+    recorder = StepRecorder(times, clock)
+    for num_steps, seconds in ((0, 0.2), (0, 0.1), (0, 0.1), (2, 0.9), (2, 0.3), (0, 0.2), (0, 0.1), (2, 0.9)):
+        step = Step(num_steps, clock.now, clock.now)
+        recorder.launched(step, recorder.begin())
+        recorder.processed(step, 1, [0])
+        clock.now += seconds
+        recorder.begin()
+        medians = {row.num_steps: row.median_step_s for row in parse_steps(times.snapshot())}
+        assert medians[num_steps] > 0
+    plain, drafted = parse_steps(times.snapshot())
+    assert (plain.median_step_s, drafted.median_step_s) == (pytest.approx(0.1), pytest.approx(0.3))
+    assert (plain.num_verifies, plain.step_s) == (5, pytest.approx(0.7)), "the time itself is counted"
 
 
 def test_step_times_are_bounded() -> None:

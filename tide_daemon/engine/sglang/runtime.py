@@ -230,6 +230,7 @@ class Runtime:
 
     def after_verify(self, worker: Any, result: Any, start: Any) -> None:
         """Remember the target's time, and the number of steps while the worker still knows it."""
+        self.steps.took(worker.speculative_num_steps)
         setattr(result, TIMES, Step(worker.speculative_num_steps, start, self.device.clock.mark()))
 
     def after_batch(self, result: Any, start: Any) -> None:

@@ -41,7 +41,7 @@ class PluginSettings:
         sample_rate: share of requests captured, 0 to 1.
         max_rows: rows captured of one request, 0 for all.
         prompt_workloads: requests without a label get one by the beginning of their prompt, see prefixes.py.
-        plain_every: one decode step in so many is plain while drafting, 0 for none; see steps.py.
+        plain_every: drafting steps between two short runs of plain ones, 0 for none; see steps.py.
     """
 
     ring_dir: str = "/dev/shm"
@@ -63,8 +63,8 @@ class PluginSettings:
             problems.append(f"sample_rate is {self.sample_rate}, allowed are 0 to 1")
         if self.max_rows < 0:
             problems.append(f"max_rows is {self.max_rows}, must not be negative")
-        if self.plain_every < 0 or self.plain_every == 1:
-            problems.append(f"plain_every is {self.plain_every}, allowed are 0 and 2 or more")
+        if self.plain_every < 0:
+            problems.append(f"plain_every is {self.plain_every}, must not be negative")
         if problems:
             raise ConfigError("plug-in settings: " + "\n".join(problems))
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from tide_daemon.errors import EngineError
 
 MAX_TABLE = 256
+PLAIN_RUN = 3
+"""The first of them costs more than plain steps among their like, see timing.py; the others are timed."""
 
 
 def check_table(table: Sequence[tuple[int, int]], candidates: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -37,7 +39,7 @@ class Steps:
     Attributes:
         allowed: False while no trained draft is loaded: then always 0.
         cold_majority: most requests of the coming batch have no usable draft KV, see cold.py.
-        plain_every: one batch in so many that would draft decodes plainly, 0 for none. What speculation gains is a
+        plain_every: after so many drafting batches PLAIN_RUN decode plainly, 0 for never. What speculation gains is a
             ratio of two step times, and a plain time that is minutes old is off by more than the gain in question.
     """
 
@@ -48,19 +50,26 @@ class Steps:
         self.cold_majority = False
         self.plain_every = plain_every
         self._num_drafting = 0
+        self._num_plain = 0
 
     def set_table(self, table: Sequence[tuple[int, int]]) -> None:
         """Raises EngineError for a table that this engine cannot follow."""
         self.table = check_table(table, self.candidates)
 
     def for_batch(self, batch_size: int) -> int:
-        """Draft steps for the coming batch, of this many requests. Asked once a batch."""
-        if not self.allowed or self.cold_majority:
+        """Draft steps for the coming batch, of this many requests."""
+        if not self.allowed or self.cold_majority or self._in_plain_run():
             return 0
-        steps = next((steps for largest, steps in self.table if batch_size <= largest), 0)
-        if steps and self.plain_every:
+        return next((steps for largest, steps in self.table if batch_size <= largest), 0)
+
+    def took(self, num_steps: int) -> None:
+        """A batch decoded with so many draft steps."""
+        if num_steps:
             self._num_drafting += 1
-            if self._num_drafting >= self.plain_every:
-                self._num_drafting = 0
-                return 0
-        return steps
+        elif self._in_plain_run():
+            self._num_plain += 1
+            if self._num_plain == PLAIN_RUN:
+                self._num_drafting = self._num_plain = 0
+
+    def _in_plain_run(self) -> bool:
+        return 0 < self.plain_every <= self._num_drafting
