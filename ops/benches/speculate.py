@@ -65,6 +65,8 @@ async def _run(settings: Settings) -> dict[str, float]:
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
         bench = _Bench(session, system.openai_url, plain, settings.integer("tokens", 96))
 
+        # Read before anything is served: while this thread reads, a connection that its server closes is not noticed.
+        chat = [Prompt(text, "chat") for text in chat_prompts(cache_dir(), 400)]
         code = [Prompt(text, "code") for text in code_prompts(cache_dir())]
         held_out, others = code[-NUM_HELD_OUT:], code[:-NUM_HELD_OUT]
         await _learn(bench, others, roles["trainer"], timeline, settings.number("learn_minutes", 8.0))
@@ -75,7 +77,6 @@ async def _run(settings: Settings) -> dict[str, float]:
             since = time.time()
             figures[f"speedup_b{batch}"] = await bench.compare(held_out, batch, count)
             figures[f"accept_b{batch}"] = timeline.accept_length_since(since) or 0.0
-        chat = [Prompt(text, "chat") for text in chat_prompts(cache_dir(), 400)]
         since = time.time()
         figures["stale_b8"] = await bench.compare(chat, 8, settings.integer("slices_stale", 6))
         figures["accept_stale_b8"] = timeline.accept_length_since(since) or 0.0
