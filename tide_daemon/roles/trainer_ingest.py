@@ -100,20 +100,23 @@ class Ingest:
         puller = await self._bind()
         enforced_at = asyncio.get_running_loop().time()
         fetching = asyncio.create_task(self._fetch(puller))
+        answering = asyncio.create_task(self._answer([], []))
         try:
             while True:
                 batch = await fetching
                 self._beat()
-                # The next batch travels while this one is decoded and synced.
+                # The next batch travels while this one is decoded and synced, and the one before is answered.
                 fetching = asyncio.create_task(self._fetch(puller))
                 if batch:
-                    await self._take(batch)
+                    checked = await self._store_all([delivery.message for delivery in batch], batch)
+                    await answering
+                    answering = asyncio.create_task(self._answer(batch, checked))
                 if batch or asyncio.get_running_loop().time() - enforced_at > _ENFORCE_EVERY_S:
                     enforced_at = asyncio.get_running_loop().time()
                     await self._refresh()
         finally:
             fetching.cancel()
-            await asyncio.gather(fetching, return_exceptions=True)
+            await asyncio.gather(fetching, answering, return_exceptions=True)
             await puller.close()
 
     async def _bind(self) -> Puller:
@@ -130,8 +133,8 @@ class Ingest:
         settings = self._settings
         return await puller.fetch(settings.fetch_max_messages, settings.fetch_max_bytes, _FETCH_WAIT_S)
 
-    async def _take(self, batch: Sequence[Delivery]) -> None:
-        checked = await self._store_all([delivery.message for delivery in batch], batch)
+    async def _answer(self, batch: Sequence[Delivery], checked: Sequence[tuple[ChunkMeta, bytes] | str]) -> None:
+        """Acknowledge what is stored, end what was refused."""
         for delivery, item in zip(batch, checked, strict=True):
             try:
                 if isinstance(item, str):

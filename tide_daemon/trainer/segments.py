@@ -95,17 +95,17 @@ def parse_name(name: str) -> SegmentName | None:
 
 def encode_record(meta: ChunkMeta, body: bytes) -> bytes:
     """One record. Raises StoreError when the body is over the format's limit."""
+    return record_head(meta, body) + body
+
+
+def record_head(meta: ChunkMeta, body: bytes) -> bytes:
+    """What stands before the body of a record. Raises as `encode_record`."""
     packed: bytes = msgpack.packb(dataclasses.astuple(meta))
     if len(body) > _MAX_BODY_BYTES or len(packed) > _MAX_META_BYTES:
         raise StoreError(f"a record of {len(packed)} + {len(body)} bytes is over the store's limit")
     lengths = struct.pack("<4sII", MAGIC, len(packed), len(body))
     header = _HEADER.pack(MAGIC, len(packed), len(body), zlib.crc32(packed, zlib.crc32(lengths)), zlib.crc32(body))
-    return header + packed + body
-
-
-def body_offset(record: bytes, body: bytes) -> int:
-    """Offset of the body within an encoded record."""
-    return len(record) - len(body)
+    return header + packed
 
 
 def scan(path: Path, *, check_bodies: bool) -> tuple[list[Entry], int]:

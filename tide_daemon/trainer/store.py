@@ -26,11 +26,11 @@ from tide_daemon.trainer.segments import (
     ChunkMeta,
     Entry,
     SegmentName,
-    body_offset,
     encode_record,
     list_segments,
     parse_name,
     read_body,
+    record_head,
     scan,
     sync_folder,
 )
@@ -142,7 +142,7 @@ class SampleStore:
         Raises:
             StoreError: the disk is full or failing. Nothing of this call is stored; call again later.
         """
-        records: list[tuple[ChunkMeta, bytes, int]] = []
+        records: list[tuple[ChunkMeta, bytes, bytes]] = []
         seen: set[tuple[str, int]] = set()
         now = self._now()
         for meta, body in chunks:
@@ -152,44 +152,47 @@ class SampleStore:
                 continue
             seen.add(key)
             filled = replace(meta, sequence=self._next_sequence + len(records), stored_at=now)
-            record = encode_record(filled, body)
-            records.append((filled, record, body_offset(record, body)))
+            records.append((filled, record_head(filled, body), body))
         if not records:
             return 0
-        data = b"".join(record for _, record, _ in records)
-        if len(data) > self._limits.max_bytes // 2:
+        parts = [part for _, head, body in records for part in (head, body)]
+        num_bytes = sum(map(len, parts))
+        if num_bytes > self._limits.max_bytes // 2:
             limit = self._limits.max_bytes
-            raise StoreError(f"{len(data)} bytes at once do not fit a store of {limit} bytes; raise store_max_bytes")
-        self.enforce(len(data))
+            raise StoreError(f"{num_bytes} bytes at once do not fit a store of {limit} bytes; raise store_max_bytes")
+        self.enforce(num_bytes)
         if self._file is None or self._active is None or self._sizes[self._active] >= self._limits.segment_bytes:
             self._rotate()
         assert self._active is not None
-        start = self._write(data)
-        for meta, record, within in records:
-            crc = int.from_bytes(record[16:20], "little")
-            entry = Entry(self._folder / str(self._active), start + within, len(record) - within, crc, meta)
-            self.index.add(self._active, entry)
-            start += len(record)
+        start = self._write(parts)
+        for meta, head, body in records:
+            crc = int.from_bytes(head[16:20], "little")
+            self.index.add(
+                self._active, Entry(self._folder / str(self._active), start + len(head), len(body), crc, meta)
+            )
+            start += len(head) + len(body)
         self._next_sequence += len(records)
         self._written_at[self._active] = now
         self.counters.appended += len(records)
         return len(records)
 
-    def _write(self, data: bytes) -> int:
-        """Append to the active segment and sync; returns the offset at which `data` begins."""
+    def _write(self, parts: Sequence[bytes]) -> int:
+        """Append to the active segment, without copying, and sync; returns the offset at which `parts` begin."""
         assert self._file is not None and self._active is not None
-        start = self._sizes[self._active]
+        start = end = self._sizes[self._active]
         try:
-            rest = memoryview(data)
             self._file.seek(start)
-            while rest:  # a raw write stops short, without an error, when the disk fills up
-                rest = rest[self._file.write(rest) :]
+            for part in parts:
+                rest = memoryview(part)
+                while rest:  # a raw write stops short, without an error, when the disk fills up
+                    rest = rest[self._file.write(rest) :]
+                end += len(part)
             os.fdatasync(self._file.fileno())
         except OSError as error:
             self.counters.write_errors += 1
             self._abandon(start)
             raise StoreError(f"cannot write to the sample store in {self._folder}: {error}") from error
-        self._sizes[self._active] = start + len(data)
+        self._sizes[self._active] = end
         return start
 
     def _abandon(self, valid_bytes: int) -> None:
