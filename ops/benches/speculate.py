@@ -6,12 +6,15 @@ draft learns from them. Then the trainer is stopped, so that the draft stays as 
 prompts are served by both in turn, 1, 4 and 8 at a time; then chat prompts, 8 at a time, with that same draft.
 
 speedup_b* and stale_b8 are TIDE's token rate over plain's: the same prompts, the same number of tokens, one
-server after the other, the order alternating; totals over all slices. Before the HumanEval slices of a
+server after the other, slice by slice, the order alternating, because the speed of a shared machine wanders within
+seconds; totals over all slices, *_error is the standard error of the slices' ratios. Before the HumanEval slices of a
 batch size one slice is served that does not count, so that the controller has seen the batch size; chat counts
 from its first request on.
 """
 
 import asyncio
+import math
+import statistics
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -72,13 +75,13 @@ async def _run(settings: Settings) -> dict[str, float]:
         await _learn(bench, others, roles["trainer"], timeline, settings.number("learn_minutes", 8.0))
         figures = {"draft_versions": float(timeline.node.running_version if timeline.node else 0)}
         for batch in (1, 4, 8):
-            count = settings.integer(f"slices_b{batch}", {1: 8, 4: 6, 8: 4}[batch])
+            count = settings.integer(f"slices_b{batch}", {1: 8, 4: 10, 8: 5}[batch])
             await bench.tide(held_out[: max(4, batch)], batch)
             since = time.time()
-            figures[f"speedup_b{batch}"] = await bench.compare(held_out, batch, count)
+            figures |= await bench.compare(f"speedup_b{batch}", held_out, batch, count)
             figures[f"accept_b{batch}"] = timeline.accept_length_since(since) or 0.0
         since = time.time()
-        figures["stale_b8"] = await bench.compare(chat, 8, settings.integer("slices_stale", 6))
+        figures |= await bench.compare("stale_b8", chat, 8, settings.integer("slices_stale", 16))
         figures["accept_stale_b8"] = timeline.accept_length_since(since) or 0.0
         return figures
 
@@ -108,10 +111,10 @@ class _Bench:
     async def tide(self, prompts: list[Prompt], batch: int) -> SliceResult:
         return await self._serve(self._tide_url, prompts, batch)
 
-    async def compare(self, prompts: list[Prompt], batch: int, count: int) -> float:
-        """Token rate of TIDE over plain on `count` slices of the same prompts."""
+    async def compare(self, name: str, prompts: list[Prompt], batch: int, count: int) -> dict[str, float]:
+        """Token rate of TIDE over plain on `count` slices of the same prompts, and its standard error over slices."""
         rates: dict[str, list[SliceResult]] = {"tide": [], "plain": []}
-        for number, some in enumerate(islice(slices_of(prompts, max(4, 2 * batch)), count)):
+        for number, some in enumerate(islice(slices_of(prompts, max(4, batch)), count)):
             order = ["tide", "plain"] if number % 2 == 0 else ["plain", "tide"]
             for name in order:
                 url = self._tide_url if name == "tide" else self._plain.url
@@ -124,7 +127,9 @@ class _Bench:
                 + ", ".join(f"{k} {v[-1].tokens_per_s:.1f}" for k, v in rates.items())
             )
         total = {k: sum(r.num_tokens for r in v) / sum(r.wall_s for r in v) for k, v in rates.items()}
-        return total["tide"] / total["plain"]
+        ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(rates["tide"], rates["plain"], strict=True)]
+        error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+        return {name: total["tide"] / total["plain"], f"{name}_error": error}
 
     async def _serve(self, url: str, prompts: list[Prompt], batch: int) -> SliceResult:
         result = await run_slice(self._session, url, prompts, batch, self._max_tokens)

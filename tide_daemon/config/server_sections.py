@@ -146,8 +146,8 @@ class ServerConfig:
         1.0, "Time between two reports to the controller.", unit="s", minimum=0.1, maximum=60
     )
     plain_every: int = setting(
-        128,
-        "After so many speculative steps three decode plainly, so that the gain is known as of now; 0: never.",
+        64,
+        "After so many speculative steps one decodes plainly, so that the gain is known as of now; 0: never.",
         unit="steps",
         minimum=0,
         maximum=1 << 20,

@@ -41,7 +41,7 @@ class PluginSettings:
         sample_rate: share of requests captured, 0 to 1.
         max_rows: rows captured of one request, 0 for all.
         prompt_workloads: requests without a label get one by the beginning of their prompt, see prefixes.py.
-        plain_every: drafting steps between two short runs of plain ones, 0 for none; see steps.py.
+        plain_every: drafting steps between two plain ones, 0 for none; see steps.py.
     """
 
     ring_dir: str = "/dev/shm"

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from tide_daemon.errors import EngineError
 
 MAX_TABLE = 256
-PLAIN_RUN = 3
-"""The first of them costs more than plain steps among their like, see timing.py; the others are timed."""
 
 
 def check_table(table: Sequence[tuple[int, int]], candidates: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -39,7 +37,7 @@ class Steps:
     Attributes:
         allowed: False while no trained draft is loaded: then always 0.
         cold_majority: most requests of the coming batch have no usable draft KV, see cold.py.
-        plain_every: after so many drafting batches PLAIN_RUN decode plainly, 0 for never. What speculation gains is a
+        plain_every: after so many drafting batches one decodes plainly, 0 for never. What speculation gains is a
             ratio of two step times, and a plain time that is minutes old is off by more than the gain in question.
     """
 
@@ -50,7 +48,6 @@ class Steps:
         self.cold_majority = False
         self.plain_every = plain_every
         self._num_drafting = 0
-        self._num_plain = 0
 
     def set_table(self, table: Sequence[tuple[int, int]]) -> None:
         """Raises EngineError for a table that this engine cannot follow."""
@@ -58,7 +55,7 @@ class Steps:
 
     def for_batch(self, batch_size: int) -> int:
         """Draft steps for the coming batch, of this many requests."""
-        if not self.allowed or self.cold_majority or self._in_plain_run():
+        if not self.allowed or self.cold_majority or self._plain_is_due():
             return 0
         return next((steps for largest, steps in self.table if batch_size <= largest), 0)
 
@@ -66,10 +63,8 @@ class Steps:
         """A batch decoded with so many draft steps."""
         if num_steps:
             self._num_drafting += 1
-        elif self._in_plain_run():
-            self._num_plain += 1
-            if self._num_plain == PLAIN_RUN:
-                self._num_drafting = self._num_plain = 0
+        elif self._plain_is_due():
+            self._num_drafting = 0
 
-    def _in_plain_run(self) -> bool:
+    def _plain_is_due(self) -> bool:
         return 0 < self.plain_every <= self._num_drafting

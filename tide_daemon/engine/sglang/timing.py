@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 _WINDOW = 64
-_WINDOW_S = 30.0
-"""Steps this much older than the newest of their kind are not in its median. While drafting, one plain step in dozens
-is all that shows what plain decoding costs: 64 of them are minutes, and the median would be that of minutes ago."""
+_WINDOW_S = 2.0
+"""Steps this much older than the newest of their kind are not in its median. A shared machine gets faster or slower by
+a half within seconds, and while drafting one plain step in dozens is all that shows what plain decoding costs: it must
+not be compared with drafting steps of another moment. See ops/decisions/0043."""
 _MAX_KINDS = 4096
 _MAX_OPEN = 16
 
@@ -24,11 +25,10 @@ _MAX_OPEN = 16
 class _Kind:
     """One (batch size, number of steps)."""
 
-    __slots__ = ("accepted_at", "num_timed", "num_tokens", "num_verifies", "recent", "recent_at", "step_s", "target_s")
+    __slots__ = ("accepted_at", "num_tokens", "num_verifies", "recent", "recent_at", "step_s", "target_s")
 
     def __init__(self, num_steps: int) -> None:
         self.num_verifies = 0
-        self.num_timed = 0
         self.num_tokens = 0
         self.accepted_at = [0] * num_steps
         self.step_s = 0.0
@@ -48,33 +48,21 @@ class StepTimes:
         self._clock = clock
         self._kinds: dict[tuple[int, int], _Kind] = {}
 
-    def add(
-        self,
-        batch_size: int,
-        num_steps: int,
-        num_correct: Sequence[int],
-        step_s: float,
-        target_s: float,
-        *,
-        typical: bool = True,
-    ) -> None:
+    def add(self, batch_size: int, num_steps: int, num_correct: Sequence[int], step_s: float, target_s: float) -> None:
         """Count one verification.
 
         Args:
             num_correct: accepted draft tokens of each request, the bonus token not included.
             step_s: from this step's beginning to the next one's, wall seconds.
             target_s: the verification's part.
-            typical: whether the step before was like it; if not, it is in the medians only as long as nothing else is.
         """
         kind = self._kinds.get((batch_size, num_steps))
         if kind is None:
             if len(self._kinds) >= _MAX_KINDS:
                 return
             kind = self._kinds[(batch_size, num_steps)] = _Kind(num_steps)
-        if typical or not kind.num_timed:
-            slot = kind.num_timed % _WINDOW
-            kind.recent[slot], kind.recent_at[slot] = step_s, self._clock()
-            kind.num_timed += typical
+        slot = kind.num_verifies % _WINDOW
+        kind.recent[slot], kind.recent_at[slot] = step_s, self._clock()
         kind.num_verifies += 1
         kind.num_tokens += sum(num_correct) + len(num_correct)
         for position in range(num_steps):
@@ -116,7 +104,6 @@ class Step:
     stop: Any = None
     batch_size: int = 0
     num_correct: Sequence[int] | None = None
-    typical: bool = True
 
 
 class StepRecorder:
@@ -126,17 +113,12 @@ class StepRecorder:
     draft-extend, the draft's KV made up for, and the processing of its results (stop conditions, rows
     captured, output sent), which grows with the tokens of a step. With overlap scheduling the
     results come one step later; the difference between two beginnings holds there as well.
-
-    The first plain step after drafting ones is not typical: what the draft used has displaced weights of the
-    target from the cache (measured: ops/decisions/0011). The first drafting step after plain ones is not either: it
-    makes up for the draft's KV.
     """
 
     def __init__(self, times: StepTimes, clock: Any) -> None:
         self._times = times
         self._clock = clock
         self._running: Step | None = None
-        self._was_drafting: bool | None = None
         self._counted: deque[Step] = deque(maxlen=_MAX_OPEN)
 
     def idle(self) -> None:
@@ -156,9 +138,6 @@ class StepRecorder:
     def launched(self, step: Step, start: Any) -> None:
         """The engine began `step` at `start` and has launched it."""
         step.start = start
-        is_drafting = step.num_steps > 0
-        step.typical = is_drafting == self._was_drafting
-        self._was_drafting = is_drafting
         self._running = step
 
     def processed(self, step: Step, batch_size: int, num_correct: Sequence[int]) -> None:
@@ -175,5 +154,5 @@ class StepRecorder:
             target_s = self._clock.elapsed(step.target_start, step.target_stop)
             if step_s is None or target_s is None or step.num_correct is None:
                 return
-            self._times.add(step.batch_size, step.num_steps, step.num_correct, step_s, target_s, typical=step.typical)
+            self._times.add(step.batch_size, step.num_steps, step.num_correct, step_s, target_s)
             self._counted.popleft()
