@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgpack
 
-from tide_daemon.errors import EngineError, TideError
+from tide_daemon.errors import EngineError, EngineRefusedError, TideError
 
 CONTROL_VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 64 * 1024
@@ -180,7 +180,8 @@ class ControlClient:
         """Send one command and return the answer's value. May be cancelled at any point.
 
         Raises:
-            EngineError: no engine listens, it refused, it did not answer in time, or not sensibly.
+            EngineRefusedError: it answered that it does not.
+            EngineError: no engine listens, it did not answer in time, or not sensibly.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -190,7 +191,7 @@ class ControlClient:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise EngineError(f"no engine answers at {self.path}: {error}") from error
         if message.get("ok") is not True:
-            raise EngineError(f"the engine refused {command!r}: {message.get('error')}")
+            raise EngineRefusedError(f"the engine refused {command!r}: {message.get('error')}")
         value = message.get("value")
         if not isinstance(value, dict):
             raise EngineError(f"the engine's answer to {command!r} holds no value")
