@@ -72,5 +72,9 @@ class EngineError(TideError):
     """The engine process refused a command, answered wrongly, or is gone."""
 
 
+class EngineRefusedError(EngineError):
+    """The engine is there and does not do what it was told. Asking again does not help by itself."""
+
+
 class StoreError(TideError):
-    """The sample store cannot read or write its files."""
+    """The disk: the sample store, a draft or another file of ours cannot be read or written."""

@@ -10,10 +10,15 @@ plain attributes or a pending slot that the step loop reads, so the step loop ne
 
 Bytes from either side are not trusted: the length is checked before reading, msgpack's own limits bound
 what it builds, and anything unexpected gives one error and closes the connection. No pickle.
+
+At most MAX_CONNECTIONS at a time, each with a thread. When all are taken, the oldest of those that wait for their
+peer, to send the rest of a request or to take the answer, makes room for the next caller; where all of them are
+at work the next caller is turned away.
 """
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -23,13 +28,17 @@ from typing import Any, Final
 
 import msgpack
 
-from tide_daemon.errors import EngineError, TideError
+from tide_daemon.errors import EngineError, EngineRefusedError, TideError
 
 CONTROL_VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 64 * 1024
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_CONNECTIONS: Final = 4
 IDLE_TIMEOUT_S: Final = 10.0
+_BACKLOG: Final = 64
+"""Callers that the kernel keeps for us; a caller that finds it full is turned away."""
+_ROOM_TIMEOUT_S: Final = 1.0
+"""For the thread of a connection that makes room to end."""
 MAX_SOCKET_PATH: Final = 107
 
 _LENGTH = struct.Struct(">I")
@@ -98,6 +107,8 @@ class ControlServer:
         self._path = path
         self._handlers = handlers
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._waits_for: dict[socket.socket, int] = {}
+        self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         temporary = path.with_name(path.name + "~")
         try:
@@ -105,7 +116,7 @@ class ControlServer:
                 stale.unlink(missing_ok=True)
             self._listener.bind(str(temporary))
             temporary.chmod(0o600)
-            self._listener.listen(MAX_CONNECTIONS)
+            self._listener.listen(_BACKLOG)
             temporary.rename(path)  # nobody can connect before the mode is set
         except OSError as error:
             self._listener.close()
@@ -127,25 +138,46 @@ class ControlServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return  # closed
-            if not self._slots.acquire(blocking=False):
+            if not self._slots.acquire(blocking=False) and not self._make_room():
                 connection.close()
                 continue
+            with self._lock:
+                self._waits_for[connection] = select.POLLIN
             threading.Thread(target=self._serve, args=(connection,), name="tide-control-call", daemon=True).start()
+
+    def _make_room(self) -> bool:
+        """End the oldest connection whose peer keeps it waiting; True when its place was taken over."""
+        with self._lock:
+            idle = next((item for item in self._waits_for.items() if _is_idle(*item)), None)
+            if idle is None:
+                return False
+            with contextlib.suppress(OSError):
+                idle[0].shutdown(socket.SHUT_RDWR)
+        return self._slots.acquire(timeout=_ROOM_TIMEOUT_S)
+
+    def _at(self, connection: socket.socket, waits_for: int) -> None:
+        """The connection waits for its peer from now on, as poll() calls it; 0 while it is at work."""
+        with self._lock:
+            self._waits_for[connection] = waits_for
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with connection:
+            with contextlib.suppress(OSError):
                 connection.settimeout(IDLE_TIMEOUT_S)
-                with contextlib.suppress(OSError):
-                    connection.sendall(self._answer(connection))
+                answer = self._answer(connection)
+                self._at(connection, select.POLLOUT)
+                connection.sendall(answer)
         finally:
+            with self._lock:
+                del self._waits_for[connection]
+            connection.close()
             self._slots.release()
 
     def _answer(self, connection: socket.socket) -> bytes:
         try:
-            message = decode_body(
-                _read_exactly(connection, frame_length(_read_exactly(connection, 4), MAX_REQUEST_BYTES))
-            )
+            body = _read_exactly(connection, frame_length(_read_exactly(connection, 4), MAX_REQUEST_BYTES))
+            self._at(connection, 0)
+            message = decode_body(body)
             command, args = message.get("command"), message.get("args")
             handler = self._handlers.get(command) if isinstance(command, str) else None
             if handler is None or not isinstance(args, dict):
@@ -157,6 +189,13 @@ class ControlServer:
         except Exception as error:  # a bug in a handler must not take the thread, nor hide
             text = f"{type(error).__name__}: {error}"
         return encode_frame({"v": CONTROL_VERSION, "ok": False, "error": text[:4096]}, MAX_ANSWER_BYTES)
+
+
+def _is_idle(connection: socket.socket, waits_for: int) -> bool:
+    """Whether the peer, and not we, keeps a connection waiting."""
+    ready = select.poll()
+    ready.register(connection, waits_for)
+    return waits_for != 0 and not ready.poll(0)
 
 
 def _read_exactly(connection: socket.socket, count: int) -> bytes:
@@ -180,7 +219,8 @@ class ControlClient:
         """Send one command and return the answer's value. May be cancelled at any point.
 
         Raises:
-            EngineError: no engine listens, it refused, it did not answer in time, or not sensibly.
+            EngineRefusedError: it answered that it does not.
+            EngineError: no engine listens, it did not answer in time, or not sensibly.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -190,7 +230,7 @@ class ControlClient:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise EngineError(f"no engine answers at {self.path}: {error}") from error
         if message.get("ok") is not True:
-            raise EngineError(f"the engine refused {command!r}: {message.get('error')}")
+            raise EngineRefusedError(f"the engine refused {command!r}: {message.get('error')}")
         value = message.get("value")
         if not isinstance(value, dict):
             raise EngineError(f"the engine's answer to {command!r} holds no value")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
-from tide_daemon.errors import DraftError, EngineError
+from tide_daemon.errors import DraftError, EngineError, EngineRefusedError
 from tide_daemon.wire.records import NO_DRAFT, HiddenChunk, StepStats, TargetSpec, WorkloadSteps
 from tide_daemon.wire.tensors import float32_to_bf16, rows_per_chunk
 
@@ -192,7 +192,7 @@ class ModelledEngine:
         try:
             await asyncio.to_thread(load, checkpoint_dir, state.digest)
         except DraftError as error:
-            raise EngineError(f"draft {state.version} refused: {error}") from error
+            raise EngineRefusedError(f"draft {state.version} refused: {error}") from error
         self._catch_up()
         self._draft = state
         self._swaps += 1

@@ -93,7 +93,8 @@ class Engine(Protocol):
         """Stage a verified checkpoint, copy it in place between two steps, read it back.
 
         Raises:
-            EngineError: refused, timed out, or what was read back is not `state`.
+            EngineRefusedError: it does not take this draft, or what was read back is not `state`.
+            EngineError: it is not ready, or did not answer in time.
         """
         ...
 

@@ -97,6 +97,7 @@ class Controller:
                 self._server_reported(event)
                 reporter = event.node
             case TrainerReported():
+                self.shadows.take(event, self.now)
                 self._watch_scores(event)
                 self._trainer_reported(event)
             case CandidatePublished():
@@ -175,17 +176,20 @@ class Controller:
             self._moved = (seen.reason, {"num_shifts": float(seen.num_shifts)})
 
     def _watch_scores(self, event: TrainerReported) -> None:
-        """A new held-out score of the draft that serves; reports repeat the last one until there is another."""
+        """A new held-out score of the draft that serves; reports repeat the last one until there is another.
+
+        Workloads take in the trainer's own requests; a shift is looked for in what all trainers together say.
+        """
         known = self.trainers.by_name.get(event.trainer)
         again = known is not None and known.report is not None and known.report.shadow == event.shadow
-        positions = sum(scored.num_positions for scored in event.shadow)
         if again or not event.serving_version == self.fleet.serving_version != NO_DRAFT:
             return
         self.workloads.observe(event.serving_version, event.shadow)
         self._weak = self.workloads.weak(pool.best_lengths(self.fleet), self._weak, self.settings)
-        if positions >= self.settings.gate_min_positions:
-            accept_length = math.fsum(scored.num_tokens for scored in event.shadow) / positions
-            self._see(collection.score(self.collection, max(1.0, accept_length), self.settings))
+        has_scores = any(scored.num_positions > 0 for scored in event.shadow)
+        accept_length = self.shadows.accept_length(event.serving_version, self.now) if has_scores else None
+        if accept_length is not None:
+            self._see(collection.score(self.collection, accept_length, self.settings))
 
     def _compare_canary(self, node: NodeState) -> None:
         """A canary that began under an earlier leader is compared with what that one saw of the draft before."""
@@ -197,7 +201,6 @@ class Controller:
 
     def _trainer_reported(self, event: TrainerReported) -> None:
         self.trainers.take(event, self.now)
-        self.shadows.take(event, self.now)
         accept_length = self.shadows.accept_length(event.serving_version, self.now)
         if accept_length is not None:
             self._score_offline(event.serving_version, accept_length, self.fleet.offline_num_steps)

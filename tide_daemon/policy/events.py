@@ -75,6 +75,19 @@ class WorkloadServed:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftFailed:
+    """A draft that a node tried `num_tries` times in a row and cannot fetch or load; `reason` as the node has it.
+
+    Tries that failed for another reason (no broker, a full disk, an engine that does not answer) begin the count again.
+    """
+
+    version: int
+    digest: str
+    num_tries: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerReported:
     """A server node said what it saw; `engine` is "starting", "ready", "capture_off" or "down"."""
 
@@ -88,6 +101,7 @@ class ServerReported:
     interval_s: float
     steps: tuple[StepCount, ...]
     workloads: tuple[WorkloadServed, ...] = ()
+    draft_failed: DraftFailed | None = None
 
 
 @dataclass(frozen=True, slots=True)

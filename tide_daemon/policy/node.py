@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial
-from tide_daemon.policy.events import NO_DRAFT, ServerReported, StepCount
+from tide_daemon.policy.events import NO_DRAFT, DraftFailed, ServerReported, StepCount
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speedup import CostModel
 from tide_daemon.policy.steps import batch_edges, edge_of
@@ -46,6 +46,7 @@ class NodeState:
         busy_s: seconds of all steps so far: the clock of probing.
         live_at: when the running draft was last seen at work; live_at_busy_s the same by the busy clock.
         down_since: when its engine was first reported down, -inf if it was so from the start; None while it is not.
+        draft_failed: the draft that it cannot fetch or load, by its newest report.
         num_implausible: counters left out because they cannot be true.
     """
 
@@ -62,6 +63,7 @@ class NodeState:
         self.live_at = -math.inf
         self.live_at_busy_s = -math.inf
         self.applied_generation = 0
+        self.draft_failed: DraftFailed | None = None
         self.num_implausible = 0
         self.busy_s = 0.0
         self.offline_accept_length = 0.0
@@ -79,6 +81,7 @@ class NodeState:
         elif self.down_since is None:
             self.down_since = -math.inf if self.heard_at == -math.inf else event.at
         self.heard_at, self.engine, self.applied_generation = event.at, event.engine, event.applied_generation
+        self.draft_failed = event.draft_failed
         another = (event.running_version, event.running_digest) != (self.running_version, self.running_digest)
         if another:
             self._draft_changed(event)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tide_daemon.policy.events import FleetState
+from tide_daemon.policy.events import DraftFailed, FleetState
 from tide_daemon.policy.node import NodeState
 
 
@@ -20,6 +20,7 @@ class NodeView:
         num_seen: chains verified under what it runs.
         live, live_error: accept length under it and standard error, on chains as long as the baseline's.
         baseline: accept length of what it ran before, None if that is not known well or too old.
+        draft_failed: the draft that it cannot fetch or load, None if it says of none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class NodeView:
     live_error: float
     baseline: float | None
     down_since: float | None = None
+    draft_failed: DraftFailed | None = None
 
 
 def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
@@ -62,6 +64,7 @@ def view(node: NodeState, alive: bool, settled: bool) -> NodeView:
         live_error=node.trial.standard_error(num_steps),
         baseline=None if before is None else before.accept_length,
         down_since=node.down_since,
+        draft_failed=node.draft_failed,
     )
 
 

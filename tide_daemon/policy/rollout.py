@@ -17,6 +17,10 @@ nothing passes because all were seen. The deadline for nodes that were seen coun
 
 What an engine that goes down says about a draft is in outages.py.
 
+A node that cannot have the draft says why (DraftFailed). In "canary" and "rest" that ends the rollout once it has
+tried draft_max_tries times in a row. What may pass by itself is no such try: without a broker, without room on the
+disk, without an answer of its engine a node is on its way until the deadline.
+
 A canary among several passes only on live figures. A single one may pass without them (traffic is
 gone, or speculation is off because it does not pay): there is no second node to protect, and the
 next round can start from the better draft.
@@ -27,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tide_daemon.policy import outages
-from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, FleetState
+from tide_daemon.policy.events import NO_DRAFT, CandidatePublished, DraftName, FleetState
 from tide_daemon.policy.node_view import NodeView
 from tide_daemon.policy.settings import PolicySettings
 
@@ -162,8 +166,9 @@ def _check_canary(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, sett
         return _STILL
     if view.engine == "down":
         return _FAIL, f"the engine of canary {view.name} went down", {}
-    if not _runs(view, fleet.candidate_version, fleet.candidate_digest):
-        return _late(view, led, settings)
+    candidate = fleet.candidate_version, fleet.candidate_digest
+    if not _runs(view, *candidate):
+        return _not_yet(view, candidate, led, settings)
     if (failed := _dropped(view, settings)) is not None:
         return failed
     if view.num_seen >= settings.watch_min_steps:
@@ -192,9 +197,9 @@ def _check_rest(fleet: FleetState, nodes: Sequence[NodeView], led: Reign, settin
         if not view.alive or view.engine != "ready":
             continue
         if not _runs(view, fleet.serving_version, fleet.serving_digest):
-            late = _late(view, led, settings)
-            if late[0] == _FAIL:
-                return late
+            outcome = _not_yet(view, (fleet.serving_version, fleet.serving_digest), led, settings)
+            if outcome[0] == _FAIL:
+                return outcome
             waiting = True
             continue
         if (failed := _dropped(view, settings)) is not None:
@@ -292,7 +297,12 @@ def _runs(view: NodeView, version: int, digest: str) -> bool:
     return view.running_version == version and view.running_digest == digest
 
 
-def _late(view: NodeView, led: Reign, settings: PolicySettings) -> _Outcome:
+def _not_yet(view: NodeView, draft: DraftName, led: Reign, settings: PolicySettings) -> _Outcome:
+    """What to make of a node that does not run the draft of the rollout: wait, unless it cannot or is late."""
+    failed = view.draft_failed
+    if failed is not None and (failed.version, failed.digest) == draft and failed.num_tries >= settings.draft_max_tries:
+        numbers = {"num_tries": float(failed.num_tries)}
+        return _FAIL, f"{view.name} cannot run version {failed.version}: {failed.reason}", numbers
     # What was decided may have reached the node with the takeover only.
     if led.seen_s < settings.rollout_deadline_s:
         return _STILL

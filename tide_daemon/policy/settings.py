@@ -79,6 +79,7 @@ class PolicySettings:
         watch_s: seconds that a rolled-out draft is watched.
         settle_s: seconds a confirmed canary runs before it may pass without live evidence (one node only).
         rollout_deadline_s: a node that does not report the new draft within this counts as failed.
+        draft_max_tries: nor does one count as on its way that has tried it so often in a row and says why it cannot.
         canary_busy_s: busy seconds in which a canary must have shown live evidence (several nodes).
 
         alone_after_s: a server node that no leading controller has reached for so long looks after its own steps.
@@ -153,6 +154,7 @@ class PolicySettings:
     watch_s: float = 30.0
     settle_s: float = 5.0
     rollout_deadline_s: float = 120.0
+    draft_max_tries: int = 3
     canary_busy_s: float = 60.0
 
     alone_after_s: float = 15.0
@@ -259,6 +261,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "watch_s": _SECONDS,
     "settle_s": _SECONDS,
     "rollout_deadline_s": _SECONDS,
+    "draft_max_tries": _COUNT,
     "canary_busy_s": _SECONDS,
     "alone_after_s": _SECONDS,
     "lost_after_s": (0.1, 86_400.0),

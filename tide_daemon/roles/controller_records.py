@@ -5,6 +5,7 @@ The policy does not know the wire; this is where their fields meet.
 
 from tide_daemon.policy.events import (
     CandidatePublished,
+    DraftFailed,
     Event,
     OperatorRequested,
     PoolScored,
@@ -53,6 +54,7 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 )
                 for item in record.steps
             )
+            failure = record.draft_failure
             return ServerReported(
                 at,
                 record.node,
@@ -64,6 +66,9 @@ def event_of_record(record: Record, at: float) -> Event | None:
                 record.interval_s,
                 steps,
                 tuple(WorkloadServed(item.workload, item.num_chains, item.num_tokens) for item in record.workloads),
+                None
+                if failure is None
+                else DraftFailed(failure.version, failure.digest, failure.num_tries, failure.reason),
             )
         case TrainerReport():
             shadow = tuple(

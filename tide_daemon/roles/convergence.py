@@ -13,8 +13,8 @@ from pathlib import Path
 import structlog
 
 from tide_daemon.engine.port import CaptureSettings, DraftState, Engine, EngineStats
-from tide_daemon.errors import TideError
-from tide_daemon.wire.records import NO_DRAFT, DesiredServer
+from tide_daemon.errors import DraftError, EngineRefusedError, TideError
+from tide_daemon.wire.records import NO_DRAFT, DesiredServer, DraftFailure
 
 log = structlog.get_logger()
 
@@ -34,6 +34,7 @@ class Convergence:
         applied_generation: generation of the desired state that is fully in force, 0 before the first.
         steps_instead: steps table to run in place of the desired one, None for that one; see policy/alone.py.
         last_error: why the newest desired state is not in force, "" if it is.
+        draft_failure: the draft that was tried last and cannot be had or is not taken, None while none is such.
     """
 
     engine: Engine
@@ -42,6 +43,7 @@ class Convergence:
     max_sample_rate: float = 1.0
     applied_generation: int = 0
     last_error: str = ""
+    draft_failure: DraftFailure | None = None
     desired: DesiredServer | None = None
     steps_instead: tuple[tuple[int, int], ...] | None = None
     excluded: tuple[str, ...] = ()
@@ -125,10 +127,26 @@ class Convergence:
     async def _apply_draft(self, desired: DesiredServer, running: DraftState) -> None:
         wanted = DraftState(desired.draft_version, desired.draft_digest)
         if running == wanted or desired.draft_version == NO_DRAFT:
+            self.draft_failure = None
             return
-        path = await self.fetch_draft(wanted.version, wanted.digest)
-        await self.engine.swap(str(path), wanted)
+        try:
+            path = await self.fetch_draft(wanted.version, wanted.digest)
+            await self.engine.swap(str(path), wanted)
+        except TideError as error:
+            self.draft_failure = self._failure(wanted, error)
+            raise
+        self.draft_failure = None
         log.info("draft_swapped", version=wanted.version, digest=wanted.digest[:12], replaced=running.version)
+
+    def _failure(self, wanted: DraftState, error: TideError) -> DraftFailure | None:
+        """What a failed try says against the draft: nothing if the broker, the disk or an engine that does not
+        answer is to blame. These may be well again in a moment, and the count begins again after them."""
+        if not isinstance(error, DraftError | EngineRefusedError):
+            return None
+        before = self.draft_failure
+        again = before is not None and (before.version, before.digest) == (wanted.version, wanted.digest)
+        num_tries = before.num_tries + 1 if before is not None and again else 1
+        return DraftFailure(wanted.version, wanted.digest, num_tries, str(error))
 
     async def _apply_steps(self, table: tuple[tuple[int, int], ...]) -> None:
         if table != self._steps:

@@ -17,7 +17,7 @@ from tide_daemon.bus.port import Bus
 from tide_daemon.draft import checkpoint, delta
 from tide_daemon.draft.checkpoint import Checkpoint, tensor_digests
 from tide_daemon.draft.config import DraftConfig
-from tide_daemon.errors import DraftError, WireError
+from tide_daemon.errors import DraftError, StoreError, WireError
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import DraftManifest, DraftPart, TargetSpec
 from tide_daemon.wire.weights import join_parts, verify_part
@@ -45,7 +45,7 @@ class DraftFetcher:
         Raises:
             DraftError: the version does not exist (any more), is not for this target, or is not what it says.
             BusError: the broker is away; try again.
-            StoreError, OSError: see `draft.checkpoint.save`.
+            StoreError: the disk refused.
         """
         async with self._lock:
             path, _ = await self._fetch(spec, version, digest, ())
@@ -162,7 +162,7 @@ class DraftFetcher:
         try:
             return checkpoint.save(path, built.config, built.tensors)
         except OSError as error:
-            raise DraftError(f"cannot write draft {manifest.version} to {path}: {error}") from error
+            raise StoreError(f"cannot write draft {manifest.version} to {path}: {error}") from error
 
     @staticmethod
     def _copy(source: Path, path: Path, digest: str) -> None:
@@ -170,7 +170,7 @@ class DraftFetcher:
         try:
             checkpoint.save(path, held.config, held.tensors)
         except OSError as error:
-            raise DraftError(f"cannot write {path}: {error}") from error
+            raise StoreError(f"cannot write {path}: {error}") from error
 
     def _prune(self, in_use: Path) -> None:
         """Drop the least recently used drafts beyond `keep`, and what a kill left half written."""

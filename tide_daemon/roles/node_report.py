@@ -7,7 +7,7 @@ restarted engine for negative traffic. `engine/port.py` describes both sides' fi
 from dataclasses import dataclass, field, replace
 
 from tide_daemon.engine.port import EngineStats
-from tide_daemon.wire.records import NodeReport, StepStats, WorkloadSteps
+from tide_daemon.wire.records import DraftFailure, NodeReport, StepStats, WorkloadSteps
 
 MAX_WORKLOADS = 16
 """Workloads that a report tells of: labels are the clients' choice."""
@@ -31,7 +31,14 @@ class ReportBuilder:
         del self._problems[:-keep]
 
     def build(
-        self, stats: EngineStats, at: float, *, applied_generation: int, rows_published: int, bytes_published: int
+        self,
+        stats: EngineStats,
+        at: float,
+        *,
+        applied_generation: int,
+        rows_published: int,
+        bytes_published: int,
+        draft_failure: DraftFailure | None = None,
     ) -> NodeReport:
         """What happened between the previous call and this one.
 
@@ -77,6 +84,7 @@ class ReportBuilder:
             engine_starts=stats.engine_starts,
             problems=problems,
             workloads=largest(workloads),
+            draft_failure=draft_failure,
         )
 
 

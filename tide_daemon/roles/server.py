@@ -227,6 +227,7 @@ class ServerRole:
                     applied_generation=self._convergence.applied_generation,
                     rows_published=self._rows_taken,
                     bytes_published=self._chunks.stats.bytes_stored,
+                    draft_failure=self._convergence.draft_failure,
                 )
                 self._last_report = report
                 self._accept_length = pace.accept_length(report) or self._accept_length

@@ -38,6 +38,11 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("desired_draft_version", "tide_desired_draft_version", "Draft that the controller wants to run."),
         Mapped("accept_length", "tide_accept_length", "Tokens a verify step, bonus token included, last report."),
         Mapped("tokens_per_s", "tide_generated_tokens_per_second", "Tokens emitted a second, last report."),
+        Mapped("decode_tokens_per_s", "tide_decode_tokens_per_second", "Tokens a second of steps, by the cost model."),
+        Mapped(
+            "plain_tokens_per_s", "tide_plain_tokens_per_second", "What plain decoding would give, by the same model."
+        ),
+        Mapped("of_plain", "tide_of_plain_ratio", "The former over the latter; below 1 speculation costs time."),
         Mapped("num_running", "tide_running_requests", "Requests in the running batch."),
         Mapped("num_steps", "tide_draft_steps", "Drafted tokens a step in force at the present batch size."),
         Mapped("collecting", "tide_collecting", "1 while hidden states are captured."),

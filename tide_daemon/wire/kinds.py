@@ -210,6 +210,10 @@ STEP_STATS = Struct(
 
 WORKLOAD_STEPS = Struct(records.WorkloadSteps, {"workload": _workload, "num_chains": _count, "num_tokens": _count})
 
+DRAFT_FAILURE = Struct(
+    records.DraftFailure, {"version": _version, "digest": _sha256, "num_tries": _count, "reason": Text(1000)}
+)
+
 NODE_REPORT = Struct(
     records.NodeReport,
     {
@@ -233,6 +237,7 @@ NODE_REPORT = Struct(
         "engine_starts": _count,
         "problems": _problems,
         "workloads": Array(WORKLOAD_STEPS, 64),
+        "draft_failure": Optional(DRAFT_FAILURE),
     },
 )
 

@@ -244,6 +244,21 @@ class WorkloadSteps:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftFailure:
+    """A draft that a node cannot fetch from the bus or its engine does not take, the broker and the disk not to blame.
+
+    Attributes:
+        num_tries: in a row, with nothing else in between.
+        reason: what the newest try said.
+    """
+
+    version: int
+    digest: str
+    num_tries: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """What a server node saw since its previous report.
 
@@ -257,6 +272,7 @@ class NodeReport:
         rows_*: ring rows since the engine started.
         problems: plain sentences, newest last.
         workloads: live acceptance by workload, since the previous report; those with most chains.
+        draft_failure: the draft that it is asked to run and cannot, None if there is none such.
     """
 
     node: str
@@ -279,6 +295,7 @@ class NodeReport:
     engine_starts: int
     problems: tuple[str, ...] = ()
     workloads: tuple[WorkloadSteps, ...] = ()
+    draft_failure: DraftFailure | None = None
 
 
 @dataclass(frozen=True, slots=True)

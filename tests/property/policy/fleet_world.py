@@ -13,6 +13,7 @@ from tide_daemon.policy.events import (
     NO_DRAFT,
     CandidatePublished,
     ControllerStarted,
+    DraftFailed,
     Event,
     FleetState,
     PoolScored,
@@ -68,6 +69,8 @@ class Node:
 
     Attributes:
         corrupts: what is swapped in reads back with another digest.
+        trouble: "missing" when no draft can be fetched, "broker" when none can be asked for.
+        failed, num_failed: what speaks against the draft that it tries, and the longest row of such tries by version.
         chains: delivered chains by version as its manifest has it, without the report in which it first shows.
     """
 
@@ -76,6 +79,9 @@ class Node:
     version: int = NO_DRAFT
     digest: str = ""
     corrupts: bool = False
+    trouble: str = ""
+    failed: DraftFailed | None = None
+    num_failed: dict[int, int] = field(default_factory=dict)
     held: Standing | None = None
     sequence: int = 0
     delivered: tuple[int, str] | None = None
@@ -89,12 +95,19 @@ class Node:
         return True
 
     def swap(self) -> None:
-        """Run what is held, if it names a draft and the engine is up."""
+        """Run what is held, if it names a draft, the engine is up and nothing is in the way."""
         if self.held is None or self.engine != "ready":
             return
         wanted = self.held.instruction
         assert isinstance(wanted, SetServer)
-        if wanted.draft_version != NO_DRAFT:
+        before, self.failed = self.failed, None
+        version = wanted.draft_version
+        runs = (self.version, self.digest) == (version, wanted.draft_digest)
+        if self.trouble == "missing" and version != NO_DRAFT and not runs:
+            tries = before.num_tries + 1 if before is not None and before.version == version else 1
+            self.failed = DraftFailed(version, wanted.draft_digest, tries, f"draft {version} is not on the bus")
+            self.num_failed[version] = max(tries, self.num_failed.get(version, 0))
+        elif version != NO_DRAFT and (runs or not self.trouble):
             self.version = wanted.draft_version
             self.digest = digest_of(self.version + 1000) if self.corrupts else wanted.draft_digest
 
@@ -109,8 +122,9 @@ class Node:
         if self.engine == "ready" and seconds > 0.0:
             counts = (_served(steps, accept_prob if self.version else 0.0, seconds),)
         return ServerReported(
-            at, self.name, self.sequence, self.engine, self.version, self.digest, 0, max(seconds, 0.001), counts
-        )
+            at, self.name, self.sequence, self.engine, self.version, self.digest, 0, max(seconds, 0.001), counts,
+            draft_failed=self.failed,
+        )  # fmt: skip
 
 
 def _served(steps: int, accept_prob: float, seconds: float) -> StepCount:

@@ -12,6 +12,8 @@ Held after each step, by the numbers of the architecture page where they have on
         a candidate is judged once; a version is not served again after it was rolled back; only passed drafts are
         served, and tried again
         a leader knows what its predecessor's journal says of the fleet
+        a draft is given up before the deadline as one that cannot be had only if a node tried it in vain as often in
+        a row as the settings demand, with a broker; then it is given up soon
 
 and at the end of each run:
 
@@ -130,6 +132,31 @@ class FleetMachine(RuleBasedStateMachine):
         if name in self.world.nodes:
             self.world.nodes[name].corrupts = corrupts
 
+    @rule(name=names, trouble=st.sampled_from(("", "missing", "broker")))
+    def fetching_goes_wrong(self, name: str, trouble: str) -> None:
+        """From now on no draft can be had, or the broker is away, or all is well."""
+        if name in self.world.nodes:
+            self.world.nodes[name].trouble = trouble
+
+    @rule(turns=st.integers(4, 8))
+    def a_canary_cannot_have_its_draft(self, turns: int) -> None:
+        """Nobody can: the stage ends in seconds, whichever leaders are killed, and the draft is not tried again."""
+        world = self.world
+        world.trainer_reads()
+        manifest = world.publish(0.5, 12)
+        self.quality[manifest.version] = 0.8
+        for node in world.nodes.values():
+            node.trouble = "missing"
+        num_deaths = world.num_deaths
+        world.deliver(manifest)
+        self.everybody_lives(1.0, turns)
+        fleet = world.leader.fleet
+        canary = world.nodes.get(fleet.canary)
+        if canary is not None and canary.engine == "ready" and canary.version != fleet.candidate_version:
+            # A report that kills its leader is lost.
+            allowed_s = SETTINGS.draft_max_tries + world.num_deaths - num_deaths
+            assert world.at - fleet.since <= allowed_s, "a canary that cannot have its draft is waited for"
+
     @precondition(lambda self: self.world.last_delivered is not None)
     @rule()
     def a_message_comes_again(self) -> None:
@@ -168,7 +195,7 @@ class FleetMachine(RuleBasedStateMachine):
         """A candidate that the gate likes meets a fleet that works, or one that swaps in something else, and perhaps
         a leader that dies on the way."""
         for node in self.world.nodes.values():
-            node.corrupts = corrupts
+            node.corrupts, node.trouble = corrupts, ""
         self.world.trainer_reads()
         manifest = self.world.publish(0.5, 12)
         self.quality[manifest.version] = quality
@@ -228,6 +255,8 @@ class FleetMachine(RuleBasedStateMachine):
             for item in entry.instructions:
                 assert item.reason and item.cause
                 assert all(math.isfinite(number) for number in item.numbers.values())
+                if "cannot run version" in item.reason:
+                    assert any(each in item.reason for each in self._cannot_have()), item.reason
                 if isinstance(item, SetServer):
                     self._check_server(item)
                 if isinstance(item, SetServer | SetTrainer):
@@ -270,6 +299,15 @@ class FleetMachine(RuleBasedStateMachine):
         standing = {name: each.instruction.generation for name, each in self.world.desired.items()}
         assert standing == newest
 
+    def _cannot_have(self) -> list[str]:
+        """What is said of each draft that a node tried in vain often enough."""
+        return [
+            f"{node.name} cannot run version {version}: draft {version} is not on the bus"
+            for node in self.world.nodes.values()
+            for version, num_tries in node.num_failed.items()
+            if num_tries >= SETTINGS.draft_max_tries
+        ]
+
     def _check_server(self, item: SetServer) -> None:
         if item.draft_version == NO_DRAFT:
             assert item.draft_digest == "" and item.steps_table == ()
@@ -289,7 +327,7 @@ class FleetMachine(RuleBasedStateMachine):
         world = self.world
         world.writes_left, world.next_lives = None, []
         for node in world.nodes.values():
-            node.engine, node.corrupts = "ready", False
+            node.engine, node.corrupts, node.trouble = "ready", False, ""
         for _ in range(90):
             world.at += 1.0
             for name, node in world.nodes.items():

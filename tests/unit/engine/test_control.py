@@ -1,8 +1,10 @@
 """The control channel: calls, refusals, hostile bytes, silent peers."""
 
 import asyncio
+import contextlib
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tide_daemon.engine.control import (
+    MAX_CONNECTIONS,
     MAX_REQUEST_BYTES,
     ControlClient,
     ControlServer,
@@ -158,3 +161,70 @@ def test_nested_message_is_refused() -> None:
     with pytest.raises(EngineError):
         decode_body(b"\x91" * 5000)
     assert msgpack.version >= (1, 0, 0)
+
+
+@pytest.fixture
+def peers(path: Path) -> Iterator[list[socket.socket]]:
+    """Sockets that are closed after the test."""
+    made: list[socket.socket] = []
+    yield made
+    for peer in made:
+        peer.close()
+
+
+def connect(path: Path, peers: list[socket.socket], sent: bytes) -> socket.socket:
+    peer = socket.socket(socket.AF_UNIX)
+    peers.append(peer)
+    peer.connect(str(path))
+    peer.sendall(sent)
+    return peer
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0", struct.pack(">I", 100) + b"abc"], ids=["nothing", "length", "part"])
+async def test_idle_connections_keep_nobody_out(
+    server: ControlServer, path: Path, peers: list[socket.socket], sent: bytes
+) -> None:
+    """However many there are, and however often they come back."""
+    for number in range(3):
+        for _ in range(2 * MAX_CONNECTIONS):
+            connect(path, peers, sent)
+        assert await ControlClient(path).call("echo", 2, number=number) == {"number": number}
+
+
+async def test_callers_that_take_no_answer_keep_nobody_out(path: Path, peers: list[socket.socket]) -> None:
+    """An answer larger than the socket's buffer, which nobody reads."""
+    server = ControlServer(path, {"much": lambda args: {"text": "x" * (2 << 20)}, "echo": dict})
+    try:
+        for _ in range(MAX_CONNECTIONS):
+            connect(path, peers, encode_frame({"v": 1, "command": "much", "args": {}}, 1000))
+        await asyncio.sleep(0.2)
+        assert await ControlClient(path).call("echo", 2, a=1) == {"a": 1}
+    finally:
+        server.close()
+
+
+async def test_callers_at_work_are_not_disturbed(path: Path, peers: list[socket.socket]) -> None:
+    """With all of them at work the next one is turned away at once, and theirs are answered; threads are bounded."""
+    at_work, done = threading.Semaphore(0), threading.Event()
+
+    def work(args: object) -> dict[str, object]:
+        at_work.release()
+        done.wait(10)
+        return {}
+
+    server = ControlServer(path, {"work": work})
+    try:
+        calls = [asyncio.create_task(ControlClient(path).call("work", 10)) for _ in range(MAX_CONNECTIONS)]
+        for _ in calls:
+            await asyncio.to_thread(at_work.acquire, timeout=5)
+        for _ in range(3):
+            with contextlib.suppress(OSError):
+                connect(path, peers, b"")
+        with pytest.raises(EngineError, match="no engine answers"):
+            await ControlClient(path).call("work", 5)
+        assert sum(thread.name == "tide-control-call" for thread in threading.enumerate()) == MAX_CONNECTIONS
+        done.set()
+        assert await asyncio.gather(*calls) == [{}] * MAX_CONNECTIONS
+    finally:
+        done.set()
+        server.close()

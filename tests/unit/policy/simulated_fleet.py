@@ -13,6 +13,7 @@ from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import (
     CandidatePublished,
     ControllerStarted,
+    DraftFailed,
     Event,
     RequestScored,
     ServerFound,
@@ -44,7 +45,10 @@ def true_ratio(batch_size: int, num_steps: int, accept_prob: float) -> float:
 
 @dataclass
 class ModelledNode:
-    """A server node. `accept_prob` maps (version, time) to the probability at each position."""
+    """A server node. `accept_prob` maps (version, time) to the probability at each position.
+
+    `cannot_have`: versions that it cannot fetch.
+    """
 
     name: str
     accept_prob: Callable[[int, float], float]
@@ -57,6 +61,8 @@ class ModelledNode:
     alive: bool = True
     version: int = 0
     desired: SetServer | None = None
+    cannot_have: frozenset[int] = frozenset()
+    failed: DraftFailed | None = None
     sequence: int = 0
     tokens: float = 0.0
     plain_tokens: float = 0.0
@@ -77,8 +83,9 @@ class ModelledNode:
         self.sequence += 1
         self._take_desired(at)
         return ServerReported(
-            at, self.name, self.sequence, self.engine, self.version, digest_of(self.version), 0, seconds, counts
-        )
+            at, self.name, self.sequence, self.engine, self.version, digest_of(self.version), 0, seconds, counts,
+            draft_failed=self.failed,
+        )  # fmt: skip
 
     def _serve(self, at: float, seconds: float, batch: int, steps: int) -> StepCount:
         slow = self.slowness(at)
@@ -103,7 +110,13 @@ class ModelledNode:
     def _take_desired(self, at: float) -> None:
         if self.desired is None:
             return
-        if self.desired.draft_version not in (0, self.version):
+        version = self.desired.draft_version
+        if version in self.cannot_have and version != self.version:
+            tries = 0 if self.failed is None or self.failed.version != version else self.failed.num_tries
+            self.failed = DraftFailed(version, self.desired.draft_digest, tries + 1, f"draft {version} is gone")
+            return
+        self.failed = None
+        if version not in (0, self.version):
             self._swap_at = min(self._swap_at, at + self.swap_s)
             if at >= self._swap_at:
                 self.version, self._swap_at = self.desired.draft_version, math.inf

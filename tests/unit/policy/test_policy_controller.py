@@ -381,3 +381,23 @@ def test_unknown_events_are_our_own_mistake() -> None:
     """The shell may only send what events.py lists."""
     with pytest.raises(TypeError):
         started().handle(SimpleNamespace(at=1001.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_a_draft_that_its_canary_cannot_have_is_given_up(num_nodes: int) -> None:
+    """In seconds, for good, with the reason in the journal; the next one is tried as if nothing had been."""
+    fleet = several_nodes(num_nodes)
+    fleet.run(20)
+    for node in fleet.nodes:
+        node.cannot_have = frozenset({1})
+    fleet.publish(1, 2.2)
+    fleet.run(5)
+    assert (fleet.controller.fleet.stage, fleet.controller.fleet.refused) == ("steady", (1,))
+    moves = [item for item in fleet.instructions(FleetMoved) if isinstance(item, FleetMoved)]
+    assert any("cannot run version 1: draft 1 is gone" in item.reason for item in moves)
+    fleet.publish(1, 2.2)
+    fleet.publish(2, 2.2)
+    fleet.run(120)
+    asked = [item for item in fleet.instructions(SetServer) if isinstance(item, SetServer) and item.draft_version == 1]
+    assert len(asked) == 1
+    assert fleet.controller.fleet.serving_version == 2

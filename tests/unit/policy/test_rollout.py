@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from tide_daemon.policy.events import CandidatePublished, FleetState
+from tide_daemon.policy.events import CandidatePublished, DraftFailed, FleetState
 from tide_daemon.policy.node_view import NodeView
 from tide_daemon.policy.rollout import (
     REST,
@@ -141,3 +141,36 @@ def test_judged_versions_are_remembered_within_bounds() -> None:
     assert len(fleet.judged) == 256
     assert was_judged(fleet, 399) and was_judged(fleet, 1)
     assert not was_judged(fleet, 400)
+
+
+CANNOT = replace(RUNS_OLD, name="a", draft_failed=DraftFailed(2, NEW, 3, "part 4 of draft 2 is not on the bus"))
+
+
+def test_a_canary_that_cannot_have_the_draft_ends_it_at_once() -> None:
+    """Long before the deadline, with the node's own reason."""
+    move = advance(IN_CANARY, [CANNOT, RUNS_OLD], 1003.0, SETTINGS)
+    assert move is not None
+    assert (move.fleet.stage, move.fleet.serving_version, move.fleet.refused) == (STEADY, 1, (2,))
+    assert move.reason == "a cannot run version 2: part 4 of draft 2 is not on the bus"
+    assert move.numbers == {"num_tries": 3.0}
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [DraftFailed(2, NEW, 2, "once more"), DraftFailed(1, OLD, 9, "another one"), DraftFailed(2, OLD, 9, "content")],
+    ids=["few-tries", "version", "digest"],
+)
+def test_a_try_or_another_draft_says_nothing_yet(failed: DraftFailed) -> None:
+    """Until the deadline, as before."""
+    canary = replace(CANNOT, draft_failed=failed)
+    assert advance(IN_CANARY, [canary, RUNS_OLD], 1003.0, SETTINGS) is None
+    assert advance(IN_CANARY, [canary, RUNS_OLD], 1120.0, SETTINGS) is not None
+
+
+def test_a_node_that_cannot_have_it_undoes_the_rest_at_once() -> None:
+    """As it would at the deadline."""
+    move = advance(IN_CANARY, [RUNS_NEW, RUNS_OLD], 1020.0, SETTINGS)
+    assert move is not None and move.fleet.stage == REST
+    back = advance(move.fleet, [RUNS_NEW, replace(CANNOT, name="b")], 1023.0, SETTINGS)
+    assert back is not None and "b cannot run version 2" in back.reason
+    assert (back.fleet.stage, back.fleet.serving_version, back.fleet.refused) == (STEADY, 1, (2,))

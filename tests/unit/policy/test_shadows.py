@@ -1,5 +1,7 @@
 """Shadow scores of several trainers: taken together, bounded, and of one version at a time."""
 
+from dataclasses import replace
+
 import pytest
 
 from tide_daemon.policy import shadows
@@ -83,3 +85,42 @@ def test_a_node_is_told_of_all_of_them() -> None:
     controller.handle(scored("b", 1001.0, 1.2))
     controller.handle(ServerReported(1002.0, "node", 1, "ready", 1, "1" * 64, 0, 1.0, ()))
     assert controller.nodes["node"].offline_accept_length == pytest.approx(1.8)
+
+
+def watched(settings: PolicySettings) -> Controller:
+    """A controller that serves version 1 and has seen no score of it."""
+    controller = Controller(settings)
+    fleet = FleetState(serving_version=1, serving_digest="1" * 64, judged=(1,))
+    controller.handle(ControllerStarted(1000.0, "model", settings.to_map(), fleet))
+    return controller
+
+
+def test_one_trainers_few_requests_are_no_shift() -> None:
+    """It holds hard ones and reports most often; what all hold together has not changed."""
+    controller = watched(replace(SETTINGS, score_initial=2))
+    for second in range(20):
+        at = 1001.0 + second
+        controller.handle(scored("many", at, 2.4 + second % 2 / 1000, requests=40))
+        controller.handle(scored("few", at, 1.2 + second % 2 / 1000, requests=4))
+    assert controller.collection.num_scores == 40
+    assert controller.collection.score == pytest.approx((40 * 2.4 + 4 * 1.2) / 44, abs=0.01)
+    assert not controller.collection.shifted
+
+
+def test_trainers_with_too_few_requests_each_see_a_shift_together() -> None:
+    """Neither has the chain starts for a score of its own."""
+    controller = watched(replace(SETTINGS, score_initial=2))
+    for second in range(20):
+        length = 2.4 if second < 10 else 1.4
+        for index, name in enumerate(("a", "b")):
+            controller.handle(scored(name, 1001.0 + second, length + (second + index) / 1000, requests=2))
+    assert controller.collection.num_shifts == 1
+
+
+def test_a_report_without_scores_is_no_measurement() -> None:
+    """Others' scores are not counted again because a trainer has begun to train."""
+    controller = watched(SETTINGS)
+    controller.handle(scored("a", 1001.0, 2.0))
+    controller.handle(scored("b", 1001.0, 2.0))
+    controller.handle(scored("b", 1002.0, 2.0, requests=0))
+    assert controller.collection.num_scores == 2

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
-from tide_daemon.errors import DraftError, EngineError
+from tide_daemon.errors import BusUnavailableError, DraftError, EngineError, EngineRefusedError, StoreError, TideError
 from tide_daemon.roles.convergence import Convergence
-from tide_daemon.wire.records import NO_DRAFT, DesiredServer
+from tide_daemon.wire.records import NO_DRAFT, DesiredServer, DraftFailure
 
 
 class RecordingEngine:
@@ -165,3 +165,62 @@ async def test_steps_of_its_own_replace_the_desired_ones_until_they_are_withdraw
     convergence.steps_instead = None
     await convergence.converge(engine.stats())
     assert engine.calls == [("steps", ()), ("steps", ((4, 3),))]
+
+
+def failing(*errors: TideError | None) -> tuple[RecordingEngine, Convergence]:
+    """A node whose tries end so, one after the other; None is a success."""
+    engine, left = RecordingEngine(), list(errors)
+
+    async def fetch(version: int, digest: str) -> Path:
+        if (error := left.pop(0)) is not None:
+            raise error
+        return Path(f"/drafts/{version}")
+
+    convergence = Convergence(engine, fetch)
+    convergence.offer(desired(1))
+    return engine, convergence
+
+
+async def test_tries_that_speak_against_the_draft_are_counted() -> None:
+    """In a row, with what the newest one said; a success ends it."""
+    engine, convergence = failing(DraftError("no manifest"), EngineRefusedError("other shapes"), None)
+    counted = []
+    for _ in range(3):
+        await convergence.converge(engine.stats())
+        counted.append(convergence.draft_failure)
+    assert counted == [
+        DraftFailure(7, "digest7", 1, "no manifest"),
+        DraftFailure(7, "digest7", 2, "other shapes"),
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [BusUnavailableError("away"), StoreError("disk full"), EngineError("no answer"), TideError("not yet")]
+)
+async def test_what_may_pass_by_itself_does_not_speak_against_a_draft(error: TideError) -> None:
+    """And the count begins again after it."""
+    engine, convergence = failing(DraftError("a"), DraftError("b"), error, DraftError("c"))
+    counted = []
+    for _ in range(4):
+        await convergence.converge(engine.stats())
+        counted.append(0 if convergence.draft_failure is None else convergence.draft_failure.num_tries)
+    assert counted == [1, 2, 0, 1]
+
+
+async def test_another_draft_has_its_own_tries() -> None:
+    """Also the same version with another content; asked for none or for what runs, nothing has failed."""
+    engine, convergence = failing(*(DraftError("a") for _ in range(3)))
+    await convergence.converge(engine.stats())
+    for generation, wanted in (
+        (2, desired(2, version=8)),
+        (3, dataclasses.replace(desired(3, version=8), draft_digest="x")),
+    ):
+        convergence.offer(wanted)
+        await convergence.converge(engine.stats())
+        failure = convergence.draft_failure
+        assert failure is not None and (failure.version, failure.digest) == (8, wanted.draft_digest), generation
+        assert failure.num_tries == 1
+    convergence.offer(desired(4, version=NO_DRAFT))
+    await convergence.converge(engine.stats())
+    assert convergence.draft_failure is None

@@ -9,7 +9,7 @@ import pytest
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
 from tide_daemon.engine.modelled import TINY_TARGET, ModelledEngine, ModelledSettings, Traffic
-from tide_daemon.errors import BusFullError
+from tide_daemon.errors import BusFullError, DraftError
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import server
 from tide_daemon.roles.server import ServerRole, ServerSettings
@@ -223,3 +223,25 @@ async def test_with_a_broker_but_nobody_who_leads_too(bus: SilentBus, engine: Wa
     role._look_after_steps(losing_report(22, 3))
     assert role._convergence.steps_instead is None
     looking.cancel()
+
+
+async def test_a_draft_that_cannot_be_had_is_reported(bus: SilentBus, engine: WatchedEngine) -> None:
+    """With its name, how often it was tried, and why."""
+
+    async def missing(spec: TargetSpec, version: int, digest: str) -> Path:
+        raise DraftError(f"draft {version} is not on the bus")
+
+    bus.reached = True
+    digest = f"{8:064x}"
+    desired = DesiredServer("n1", 1, 1, 0.0, 8, digest, (), False, 0.5, "a test")
+    await bus.publish(subjects.control_server(MODEL, "n1"), envelope.encode(desired))
+    stop = asyncio.Event()
+    running = asyncio.create_task(ServerRole(bus, engine, missing, SETTINGS).run(stop))
+    async with asyncio.timeout(20):
+        async for message in bus.tail(subjects.report(MODEL, "n1", "server"), since="all"):
+            failure = envelope.decode(message.data).draft_failure
+            if failure is not None and failure.num_tries >= 3:
+                break
+        assert (failure.version, failure.digest, failure.reason) == (8, digest, "draft 8 is not on the bus")
+        stop.set()
+        await running

@@ -27,7 +27,10 @@ class Snapshots:
     is_ready = True
 
     def snapshot(self) -> Mapping[str, object]:
-        server = {"draft_version": 7, "rows_dropped": 3, "accept_length": 2.25, "collecting": True, "unknown": "x"}
+        server = {
+            "draft_version": 7, "rows_dropped": 3, "accept_length": 2.25, "collecting": True, "unknown": "x",
+            "decode_tokens_per_s": 300.0, "plain_tokens_per_s": 200.0, "of_plain": 1.5,
+        }  # fmt: skip
         trainer = {"store_bytes": 10, "loss": None, "refused": {"checksum": 2}}
         view = {"state": "running", "num_failures": 1, "last_error": ""}
         return {
@@ -78,6 +81,9 @@ async def test_metrics_come_from_the_snapshot() -> None:
         'tide_draft_version{model="m",node="n\\"1"} 7.0',
         'tide_rows_dropped_total{model="m",node="n\\"1"} 3.0',
         'tide_accept_length{model="m",node="n\\"1"} 2.25',
+        'tide_decode_tokens_per_second{model="m",node="n\\"1"} 300.0',
+        'tide_plain_tokens_per_second{model="m",node="n\\"1"} 200.0',
+        'tide_of_plain_ratio{model="m",node="n\\"1"} 1.5',
         'tide_collecting{model="m",node="n\\"1"} 1.0',
         'tide_store_bytes{model="m",node="n\\"1"} 10.0',
         'tide_refused_total{node="n\\"1",reason="checksum"} 2.0',

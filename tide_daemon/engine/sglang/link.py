@@ -19,7 +19,7 @@ from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
 from tide_daemon.engine.ring import RingReader
 from tide_daemon.engine.sglang.merge import merge_steps, merge_workloads, parse_steps
 from tide_daemon.engine.sglang.ranks import steps_args, swap_args, tell_every_rank
-from tide_daemon.errors import EngineError
+from tide_daemon.errors import EngineError, EngineRefusedError
 from tide_daemon.wire.records import NO_DRAFT, HiddenChunk, TargetSpec
 
 log = structlog.get_logger()
@@ -238,7 +238,7 @@ class EngineLink:
             answers = await self._all("swap", _SWAP_TIMEOUT_S)
         found = {DraftState(int(a["version"]), str(a["digest"])) for a in answers}
         if found != {state}:
-            raise EngineError(f"after the swap the engine runs {found}, not {state}")
+            raise EngineRefusedError(f"after the swap the engine runs {found}, not {state}")
         return state
 
     async def set_steps(self, table: Sequence[tuple[int, int]]) -> None:
@@ -270,11 +270,12 @@ class EngineLink:
         others, so nothing is sent unless all can obey.
 
         Raises:
-            EngineError: a rank cannot, or refused.
+            EngineRefusedError: a rank cannot.
+            EngineError: it did not work out on the way.
         """
         for answer in await self._all("stats", _PROBE_TIMEOUT_S):
             if not (answer["features"]["steps"] and answer["features"]["swap"]):
-                raise EngineError(f"a tensor-parallel rank cannot change steps or draft: {answer['problems']}")
+                raise EngineRefusedError(f"a tensor-parallel rank cannot change steps or draft: {answer['problems']}")
         await tell_every_rank(self._url, args, self._command_timeout_s)
 
     async def _all(

@@ -102,7 +102,10 @@ def _state(
     runs = "no draft" if report.running_version == NO_DRAFT else f"version {report.running_version}"
     asked = ""
     if wanted is not None and wanted.draft_version != report.running_version:
-        asked = f" and is asked to run version {wanted.draft_version}: it has not swapped yet"
+        failed = report.draft_failed
+        cannot = failed is not None and (failed.version, failed.digest) == (wanted.draft_version, wanted.draft_digest)
+        how = f"it cannot, {failed.reason}" if failed is not None and cannot else "it has not swapped yet"
+        asked = f" and is asked to run version {wanted.draft_version}: {how}"
     return f"{name}: engine {report.engine}, {heard}, runs {runs}{asked}."
 
 

@@ -87,7 +87,8 @@ def _what_would_change(history: History, fleet: FleetState, version: int, past: 
         return [
             f"It goes to the other nodes when {fleet.canary} has shown {settings.watch_min_steps} chains with an "
             f"accept length at most {settings.watch_max_drop:.0%} below that of the draft before. It is dropped when "
-            f"it has not been swapped in within {settings.rollout_deadline_s:g} s."
+            f"it has not been swapped in within {settings.rollout_deadline_s:g} s, or when {fleet.canary} says "
+            f"{settings.draft_max_tries} times in a row why it cannot run it."
         ]
     if version == fleet.serving_version and fleet.stage == "watch":
         left = max(0.0, settings.watch_s - (now - fleet.since))

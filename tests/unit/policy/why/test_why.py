@@ -334,3 +334,18 @@ def test_an_entry_without_a_decision_is_none() -> None:
     assert not Decided(1.0, 1, 1, "x", Tick(1.0), ()).is_decision
     with pytest.raises(ValueError):
         Decided.from_maps(1.0, 1, 1, "x", {"event": "nothing"}, [])
+
+
+def test_a_draft_that_its_canary_cannot_have() -> None:
+    """While it is tried, by node; afterwards, by version, with what the node said."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.nodes[0].cannot_have = frozenset({1})
+    fleet.publish(1, 2.6)
+    fleet.run(2)
+    assert "is asked to run version 1: it cannot, draft 1 is gone." in node_text(fleet)
+    assert "3 times in a row why it cannot" in version_text(fleet, 1)
+    fleet.run(2)
+    text = version_text(fleet, 1)
+    assert "rolled back, and not tried again" in text
+    assert "canary of version 1 failed, rolled back: node-a cannot run version 1: draft 1 is gone (num_tries 3)" in text
