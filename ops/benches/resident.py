@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import psutil
 
 MB = 1 << 20
-WINDOW_S = 120.0
-"""A process with a garbage collector swings between what it holds and twice that. What it holds shows after each
-collection, and Go's runtime makes one at least every two minutes (runtime/proc.go, forcegcperiod)."""
+WINDOW_S = 200.0
+"""A process with a garbage collector swings between what it holds and twice that, a training worker with its rounds. What
+they hold shows after each collection, which Go's runtime makes at least every two minutes (runtime/proc.go,
+forcegcperiod), and between two rounds, one of which takes up to three minutes in the demonstration's system."""
 SAMPLE_SLACK_S = 10.0
 """The last window counts as whole if its last sample is at most this early."""
 _TITLES = ("scheduler", "detokenizer", "resource_tracker", "worker")
