@@ -12,8 +12,8 @@ import psutil
 
 MB = 1 << 20
 WINDOW_S = 200.0
-"""A process with a garbage collector swings between what it holds and twice that, a training worker with its rounds. What
-they hold shows after each collection, which Go's runtime makes at least every two minutes (runtime/proc.go,
+"""A process with a garbage collector swings between what it holds and twice that, a training worker with its rounds.
+What they hold shows after each collection, which Go's runtime makes at least every two minutes (runtime/proc.go,
 forcegcperiod), and between two rounds, one of which takes up to three minutes in the demonstration's system."""
 SAMPLE_SLACK_S = 10.0
 """The last window counts as whole if its last sample is at most this early."""

@@ -35,6 +35,8 @@ FORGOTTEN = "forgotten"
 _FETCH_WAIT_S = 1.0
 _RETRY_S = 2.0
 _ENFORCE_EVERY_S = 30.0
+_REFRESH_EVERY_S = 0.5
+"""Counting what is stored goes through all requests, so a stream of batches does not do it at each one."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,7 +100,8 @@ class Ingest:
         self._loop = asyncio.get_running_loop()
         await self._refresh()
         puller = await self._bind()
-        enforced_at = asyncio.get_running_loop().time()
+        now = self._loop.time
+        refreshed_at, changed = now(), False
         fetching = asyncio.create_task(self._fetch(puller))
         answering = asyncio.create_task(self._answer([], []))
         try:
@@ -111,8 +114,9 @@ class Ingest:
                     checked = await self._store_all([delivery.message for delivery in batch], batch)
                     await answering
                     answering = asyncio.create_task(self._answer(batch, checked))
-                if batch or asyncio.get_running_loop().time() - enforced_at > _ENFORCE_EVERY_S:
-                    enforced_at = asyncio.get_running_loop().time()
+                    changed = True
+                if now() - refreshed_at > (_REFRESH_EVERY_S if changed else _ENFORCE_EVERY_S):
+                    refreshed_at, changed = now(), False
                     await self._refresh()
         finally:
             fetching.cancel()
