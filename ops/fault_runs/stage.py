@@ -53,7 +53,15 @@ PASSWORD = "private-to-this-run"
 
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "server": {"server": {"restart_backoff_max_s": 5.0}},
-    "trainer": {"trainer": {"shadow_interval_s": 0, "checkpoint_interval_s": 2.0, "round_min_tokens": 400}},
+    "trainer": {
+        "trainer": {
+            "shadow_interval_s": 0,
+            "checkpoint_interval_s": 2.0,
+            "round_min_tokens": 400,
+            # Trainers purge old drafts that nobody needs; here every draft that was ever published must be there.
+            "keep_versions": 1000,
+        }
+    },
     "controller": {
         # Rounds are asked for where a row is about them, see `train`.
         "controller": {
