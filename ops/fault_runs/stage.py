@@ -91,7 +91,7 @@ class Stage:
         self.engine = engine
         self.openai_port = free_port()
         self.nats = NatsServer(folder / "nats", extra_config=users_config({}))
-        self.nats.port = free_port()
+        self.nats.port, self.nats.monitor_port = free_port(), free_port()  # so that it can be reloaded
         self.relays: dict[str, Relay] = {}
         self.mounts: list[Path] = []
         self.children = Children(folder / "log")
