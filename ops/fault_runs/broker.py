@@ -109,7 +109,7 @@ async def broker_disk_full(run: Inflicting) -> None:
 async def broker_store_full(run: Inflicting) -> None:
     stage = run.stage
     await stage.train(True)
-    run.expect_unwell("trainer", "trainer.training", "full")
+    run.expect_unwell("trainer", "trainer.training", "max_bytes")
     await _set_draft_limit(run, 0)
     await run.seen(240.0)
     published = (await stage.role("trainer")).get("candidates_published")
