@@ -56,16 +56,18 @@ async def broker_unreachable_5min(run: Inflicting) -> None:
 async def broker_max_payload_lowered(run: Inflicting) -> None:
     stage = run.stage
     held = stage.nats.max_payload
-    published = (await stage.role("server"))["rows_published"]
+    before = await stage.role("server")
     stage.nats.max_payload = 64 * 1024
     await asyncio.to_thread(stage.nats.reload)
 
     async def flows() -> bool:
-        return (await stage.role("server"))["rows_published"] > published + 50
+        return (await stage.role("server"))["rows_published"] > before["rows_published"] + 50
 
     await run.until("rows flow in smaller chunks", flows, 60.0)
     shown = await stage.role("server")
-    run.check("no chunk was dropped", shown["chunks_dropped"] == 0)
+    # Of the server's whole life: a fault before this one may have cost some.
+    num_dropped = shown["chunks_dropped"] - before["chunks_dropped"]
+    run.check(f"no chunk was dropped, but {num_dropped}", not num_dropped)
     stage.nats.max_payload = held
     await asyncio.to_thread(stage.nats.reload)
     run.over()
