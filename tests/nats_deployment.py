@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -33,22 +34,38 @@ def free_ports(number: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def make_certificate(folder: Path, days: int = 825) -> None:
+    """A server certificate for this machine, signed by the authority in the folder; -1 day: it has expired."""
+    command = [str(OPS_NATS / "certificates"), str(folder), "localhost", "127.0.0.1"]
+    subprocess.run(command, check=True, env={**os.environ, "TIDE_CERTIFICATE_DAYS": str(days)})
+
+
 class Deployment:
     """Brokers from one of the files, and the users' keys.
 
     Args:
         names: one broker each; several form a cluster.
+        users: ROLE:NAME of each, of `model`.
     """
 
-    def __init__(self, folder: Path, file: str = "single.conf", names: Sequence[str] = ("nats-a",)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        file: str = "single.conf",
+        names: Sequence[str] = ("nats-a",),
+        model: str = MODEL,
+        users: Sequence[str] = USERS,
+    ) -> None:
         if shutil.which("openssl") is None:
             pytest.skip("openssl is not installed, which makes the test's certificates")
         self.folder = folder
         self.names = names
+        self.model = model
+        self.users = users
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._routes = dict(zip(names, free_ports(len(names)), strict=True))
         self.leaf_port = free_ports(1)[0]
-        self._monitors = dict(zip(names, free_ports(len(names)), strict=True))
+        self.monitor_ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._prepare(folder / "etc")
         for name in names:
@@ -56,8 +73,8 @@ class Deployment:
 
     def _prepare(self, etc: Path) -> None:
         """Keys, users and certificates."""
-        assert cli.main(["admin", "users", "--folder", str(etc), "--model", MODEL, *USERS]) == 0
-        subprocess.run([str(OPS_NATS / "certificates"), str(etc / "tls"), "localhost", "127.0.0.1"], check=True)
+        assert cli.main(["admin", "users", "--folder", str(etc), "--model", self.model, *self.users]) == 0
+        make_certificate(etc / "tls")
 
     def _write(self, name: str, file: str) -> None:
         etc, own = self.folder / "etc", self.folder / name
@@ -65,7 +82,7 @@ class Deployment:
         for path in OPS_NATS.glob("*.conf"):
             text = path.read_text().replace("/etc/nats", str(etc)).replace("/var/lib/nats", str(own / "store"))
             text = text.replace("0.0.0.0:4222", f"127.0.0.1:{self.ports[name]}")
-            text = text.replace("127.0.0.1:8222", f"127.0.0.1:{self._monitors[name]}")
+            text = text.replace("127.0.0.1:8222", f"127.0.0.1:{self.monitor_ports[name]}")
             text = text.replace("0.0.0.0:7422", f"127.0.0.1:{self.leaf_port}")
             text = text.replace("0.0.0.0:6222", f"127.0.0.1:{self._routes[name]}")
             for other, port in self._routes.items():
@@ -105,7 +122,7 @@ class Deployment:
         path.write_text(
             f'[bus]\nurl = "{self.urls}"\ndomain = "{DOMAIN}"\n'
             f'nkey_file = "{self.key(user)}"\ntls_ca_file = "{self.ca}"\n'
-            f'[node]\nname = "{name}"\nmodel = "{MODEL}"\n{extra}'
+            f'[node]\nname = "{name}"\nmodel = "{self.model}"\n{extra}'
         )
         return path
 
@@ -144,14 +161,14 @@ class Deployment:
 
     def _is_healthy(self, name: str) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitors[name]}/healthz", timeout=1) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_ports[name]}/healthz", timeout=1) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
     def monitor(self, name: str, page: str) -> dict[str, object]:
         """What the broker's own monitoring says, `leafz` for one."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._monitors[name]}/{page}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_ports[name]}/{page}", timeout=5) as answer:
             return dict(json.load(answer))
 
 
@@ -160,14 +177,13 @@ class FarSite(Deployment):
 
     def __init__(self, folder: Path, hub: Deployment, users: Sequence[str]) -> None:
         self._hub = hub
-        self._users = users
-        super().__init__(folder, "far.conf", ("far",))
+        super().__init__(folder, "far.conf", ("far",), users=users)
 
     def _prepare(self, etc: Path) -> None:
         etc.mkdir(parents=True)
-        for user in self._users:
+        for user in self.users:
             shutil.copy(self._hub.key(user), etc)
         shutil.copytree(self._hub.folder / "etc/tls", etc / "tls")
         url = f"tls://localhost:{self._hub.leaf_port}"
         command = ["admin", "users", "--folder", str(etc), "--model", MODEL, "--hub", url]
-        assert cli.main([*command, *self._users]) == 0
+        assert cli.main([*command, *self.users]) == 0

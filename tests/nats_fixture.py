@@ -86,10 +86,19 @@ class NatsServer:
         )
 
     def reload(self) -> None:
-        """Have it read its configuration again, with what was changed here since; refused changes are in its log."""
+        """Have it read its configuration again, with what was changed here since; RuntimeError if it refuses.
+
+        Give it ports before the first start: one that the kernel has picked cannot be written down later.
+        """
         assert self.process is not None
         self._write_config()
+        num_before = len(self.log)
         self.process.send_signal(signal.SIGHUP)
+        give_up_at = time.monotonic() + START_LIMIT_S
+        while "Reloaded server configuration" not in (new := self.log[num_before:]):
+            if "Failed to reload" in new or time.monotonic() > give_up_at:
+                raise RuntimeError(f"nats-server did not reload:\n{new}")
+            time.sleep(0.01)
 
     def _is_healthy(self) -> bool:
         if not self.monitor_port:

@@ -220,7 +220,11 @@ class Daemon:
                 "reload": self._reloaded,
                 "stuck_loops": len(self.late()),
             },
-            "bus": {"connected": self._bus is not None and self._bus.connected, "error": self._bus_problem()},
+            "bus": {
+                "connected": self._bus is not None and self._bus.connected,
+                "error": self._bus_problem(),
+                "num_losses": 0 if self._bus is None else self._bus.num_losses,
+            },
             "roles": {name: runner.snapshot() for name, runner in self._runners.items()},
         }
 

@@ -65,10 +65,11 @@ async def _run(settings: Settings) -> dict[str, float]:
         follower = asyncio.create_task(follow(bus, timeline))
         stack.callback(follower.cancel)
         timeout = aiohttp.ClientTimeout(total=300)
-        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        # A new connection for each request: a kept one may be closed by its server in the moment that it is used again.
+        connector = aiohttp.TCPConnector(force_close=True)
+        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout, connector=connector))
         bench = _Bench(session, system.openai_url, plain, settings.integer("tokens", 96))
 
-        # Read before anything is served: while this thread reads, a connection that its server closes is not noticed.
         chat = [Prompt(text, "chat") for text in chat_prompts(cache_dir(), 400)]
         code = [Prompt(text, "code") for text in code_prompts(cache_dir())]
         held_out, others = code[-NUM_HELD_OUT:], code[:-NUM_HELD_OUT]

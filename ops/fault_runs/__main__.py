@@ -102,13 +102,13 @@ async def _on_one_stage(
 
     async with AsyncExitStack() as stack:
         try:
-            stage, clients, observer = await started(stack, folder, arguments.engine)
+            stage, clients, observer = await started(stack, folder, arguments.engine, brokers := left[0].brokers)
         except StartError as error:
             told(f"the system does not start: {error}")
-            while left:
+            while left and left[0].brokers == brokers:
                 outcomes.append(not_run(left.pop(0), arguments.engine, name, "the system did not start"))
             return
-        while left:
+        while left and left[0].brokers == brokers:
             fault = left.pop(0)
             if (why := cannot_run(fault, stage.engine, bool(stage.mounts))) is not None:
                 outcomes.append(not_run(fault, stage.engine, name, why))
@@ -128,17 +128,23 @@ async def _on_one_stage(
                 return
 
 
-async def started(stack: AsyncExitStack, folder: Path, engine: str) -> "tuple[Stage, Clients | None, Observer]":
+async def started(
+    stack: AsyncExitStack, folder: Path, engine: str, brokers: str = ""
+) -> "tuple[Stage, Clients | None, Observer]":
     """The system, its clients and the observer; all end with the stack.
+
+    Args:
+        brokers: of deployed.KINDS, "" for a single nats-server.
 
     Raises:
         StartError: something did not get ready.
     """
     from fault_runs.clients import Clients
+    from fault_runs.deployed import DeployedStage
     from fault_runs.observer import Observer
     from fault_runs.stage import Stage
 
-    stage = Stage(folder, engine)
+    stage = await asyncio.to_thread(DeployedStage, folder, engine, brokers) if brokers else Stage(folder, engine)
     stack.push_async_callback(stage.stop)
     told(f"starting the system in {folder}; SGLang takes a minute" if engine == "sglang" else "starting")
     await stage.start()
@@ -201,18 +207,9 @@ def cannot_run(fault: Fault, engine: str, mounts: bool) -> str | None:
         return "needs SGLang"
     if "mount" in fault.needs and not mounts:
         return "needs the right to mount"
-    if not hasattr(sys.modules.get(f"fault_runs.{fault.family}") or _family(fault), fault.function):
-        return "not written yet"
+    if "openssl" in fault.needs and shutil.which("openssl") is None:
+        return "needs openssl"
     return None
-
-
-def _family(fault: Fault) -> object:
-    import importlib
-
-    try:
-        return importlib.import_module(f"fault_runs.{fault.family}")
-    except ModuleNotFoundError:
-        return None
 
 
 def not_run(fault: Fault, engine: str, name: str, why: str) -> Outcome:

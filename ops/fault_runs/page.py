@@ -18,9 +18,10 @@ the three roles, each a process, with the official OpenAI client sending request
 what is done and what must hold; `--only NAME` runs one. What counts as lost or done twice is defined in
 [ledger.py](fault_runs/ledger.py) and [takeover_ledger.py](benches/takeover_ledger.py).
 
-Written by `ops/faults --page`. A row stands for the newest run of it; rows that were never run say so. *Back after*
-counts from the moment at which the outside cause was gone. *Latency* is the median of whole requests over that of the
-ten seconds before. With the engine `modelled` there is no model and nobody to send requests to: no figures for clients.
+Written by `ops/faults --page`. A row stands for its newest run, with SGLang if there was one; rows that were never run
+say so. *Back after* counts from the moment at which the outside cause was gone. *Latency* is the median of whole
+requests over that of the ten seconds before. With the engine `modelled` there is no model and nobody to send requests
+to: no figures for clients.
 *Unacknowledged* are samples that the broker lost before a trainer had acknowledged them, see `persist_async` in
 [topology.py](../tide_daemon/bus/topology.py).
 
@@ -33,10 +34,20 @@ _COLUMNS = (
 
 def keep(outcomes: Sequence[Outcome]) -> None:
     """Add what was run to what was seen, and write the page anew."""
-    seen = read()
-    seen |= {outcome.name: outcome.to_map() for outcome in outcomes if not outcome.not_run}
+    seen = merged(read(), outcomes)
     SEEN.write_text(json.dumps([seen[name] for name in sorted(seen)], indent=1) + "\n")
     PAGE.write_text(text(seen))
+
+
+def merged(seen: Mapping[str, Mapping[str, Any]], outcomes: Sequence[Outcome]) -> dict[str, Mapping[str, Any]]:
+    """What was seen by now. A run without clients says less than one with them, and never takes its place."""
+    found = dict(seen)
+    for outcome in outcomes:
+        old = found.get(outcome.name)
+        says_less = old is not None and old["engine"] == "sglang" != outcome.engine
+        if not outcome.not_run and not says_less:
+            found[outcome.name] = outcome.to_map()
+    return found
 
 
 def read() -> dict[str, Mapping[str, Any]]:
@@ -80,6 +91,8 @@ def _details(seen: Mapping[str, Mapping[str, Any]]) -> str:
     for fault in FAULTS:
         row = seen.get(fault.name)
         if row is not None and not row["passed"]:
+            lost = row["notes"].get("lost_and_doubled", {})
             words = [*row["broken"], *(f"not reported: {each}" for each in row["unreported"])]
+            words += [f"{what} lost or doubled: {count}" for what, count in lost.items() if count]
             lines.append(f"- {fault.name}: {'; '.join(words) or 'see the figures'}")
     return "\n## What did not hold\n\n" + "\n".join(lines) + "\n" if lines else ""

@@ -53,7 +53,15 @@ PASSWORD = "private-to-this-run"
 
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "server": {"server": {"restart_backoff_max_s": 5.0}},
-    "trainer": {"trainer": {"shadow_interval_s": 0, "checkpoint_interval_s": 2.0, "round_min_tokens": 400}},
+    "trainer": {
+        "trainer": {
+            "shadow_interval_s": 0,
+            "checkpoint_interval_s": 2.0,
+            "round_min_tokens": 400,
+            # Trainers purge old drafts that nobody needs; here every draft that was ever published must be there.
+            "keep_versions": 1000,
+        }
+    },
     "controller": {
         # Rounds are asked for where a row is about them, see `train`.
         "controller": {
@@ -83,7 +91,7 @@ class Stage:
         self.engine = engine
         self.openai_port = free_port()
         self.nats = NatsServer(folder / "nats", extra_config=users_config({}))
-        self.nats.port = free_port()
+        self.nats.port, self.nats.monitor_port = free_port(), free_port()  # so that it can be reloaded
         self.relays: dict[str, Relay] = {}
         self.mounts: list[Path] = []
         self.children = Children(folder / "log")
@@ -111,7 +119,6 @@ class Stage:
             StartError: something did not get ready in time.
         """
         self.http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
-        self._mount(self.folder / "nats" / "store", STORE_BYTES)
         self._mount(self.folder / "trainer", TRAINER_BYTES)
         if self.engine == "sglang":
             self.model_dir = await asyncio.to_thread(fetch, cache_dir(), lambda text: print(text, file=sys.stderr))
@@ -120,7 +127,7 @@ class Stage:
             (self.model_dir / "tokenizer.json").write_text("{}")
         layers = tuple(AUX_LAYERS) if self.engine == "sglang" else trainer_samples.LAYERS
         self.spec = target_spec(self.model_dir, MODEL, layers)
-        await asyncio.to_thread(self.nats.start)
+        await self.start_broker()
         for role in ROLES:
             await self.start_role(role)
         self._keeper = asyncio.create_task(self._keep_running())
@@ -156,22 +163,46 @@ class Stage:
                 os.killpg(pid, signal.SIGKILL)
         for relay in self.relays.values():
             await relay.close()
-        await asyncio.to_thread(self.nats.stop)
+        await self.stop_broker()
         await self.http.close()
         for path in self.mounts:
             await asyncio.to_thread(subprocess.run, ["umount", "--lazy", str(path)], check=False)
+
+    # The broker; another kind: deployed.py
+
+    async def start_broker(self) -> None:
+        """Start it, with its store on a small file system. The first daemon makes the streams."""
+        self._mount(self.folder / "nats" / "store", STORE_BYTES)
+        await asyncio.to_thread(self.nats.start)
+
+    async def stop_broker(self) -> None:
+        """End it, whatever state it is in."""
+        await asyncio.to_thread(self.nats.stop)
+
+    async def bus_section(self, role: str, name: str) -> dict[str, Any]:
+        """What the file of a daemon says of the broker: to be reached through a relay of its own."""
+        if name not in self.relays:
+            self.relays[name] = Relay(lambda: self.nats.port)
+            await self.relays[name].start()
+        return {"url": f"nats://{role}:{PASSWORD}@127.0.0.1:{self.relays[name].port}"}
+
+    def connect_settings(self, name: str) -> ConnectSettings:
+        """How we connect ourselves, straight to the broker and with every right."""
+        url = f"nats://observer:{PASSWORD}@127.0.0.1:{self.nats.port}"
+        return ConnectSettings((url,), f"fault-runs {name}", first_connect_s=5.0, reconnect_wait_s=0.1)
+
+    def monitor_ports(self) -> dict[str, int]:
+        """Where brokers can be asked about themselves, by their names."""
+        return {"": self.nats.monitor_port}
 
     # Processes
 
     async def start_role(self, role: str, name: str = "") -> Child:
         """Start a role's daemon, under another name for a second one; returns at once."""
         name = name or role
-        if name not in self.relays:
-            self.relays[name] = Relay(lambda: self.nats.port)
-            await self.relays[name].start()
-            self.ports[name] = free_port()
+        self.ports.setdefault(name, free_port())
         path = self.folder / f"{name}.toml"
-        path.write_text(to_toml(self._config(role, name)))
+        path.write_text(to_toml(self._config(role, name, await self.bus_section(role, name))))
         command = [str(Path(sys.executable).with_name("tide-daemon")), "--role", role, "--config", str(path)]
         quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
         self.roles[name] = self.children.start(name, command, quiet | self.environments.get(name, {}))
@@ -187,18 +218,12 @@ class Stage:
                     await self.start_role(name.partition("-")[0], name)
             await asyncio.sleep(RESTART_S)
 
-    def _config(self, role: str, name: str) -> dict[str, dict[str, Any]]:
-        url = f"nats://{role}:{PASSWORD}@127.0.0.1:{self.relays[name].port}"
+    def _config(self, role: str, name: str, bus: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         config: dict[str, dict[str, Any]] = role_config(
-            role, self.folder, self.model_dir, url, self.openai_port, self.ports[name], ENGINE_ARGUMENTS
+            role, self.folder, self.model_dir, bus["url"], self.openai_port, self.ports[name], ENGINE_ARGUMENTS
         )
         config["node"] |= {"name": f"demo-{name}", "state_dir": str(self.folder / name)}
-        config["bus"] |= {
-            "hidden_max_bytes": LIMITS.hidden_max_bytes,
-            "draft_max_bytes": LIMITS.draft_max_bytes,
-            "target_max_bytes": LIMITS.target_max_bytes,
-            "journal_max_bytes": LIMITS.journal_max_bytes,
-        }
+        config["bus"] |= {**bus, **limits_section()}
         if self.engine == "modelled":
             if role == "server":
                 config["server"] = {"model_path": str(self.model_dir), "mode": "modelled"}
@@ -328,17 +353,18 @@ class Stage:
         )
 
     async def consumer(self) -> dict[str, Any]:
-        """State of the trainers' consumer by the broker's own monitoring; {} while it does not answer."""
-        url = f"http://127.0.0.1:{self.nats.monitor_port}/jsz?streams=1&consumers=1&accounts=1"
-        try:
-            async with self.http.get(url) as response:
-                accounts = (await response.json())["account_details"]
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
-            return {}
-        for account in accounts:
-            for stream in account.get("stream_detail", []):
+        """State of the trainers' consumer by the monitoring of the broker that leads it; {} while none answers."""
+        for name, port in self.monitor_ports().items():
+            url = f"http://127.0.0.1:{port}/jsz?streams=1&consumers=1&accounts=1"
+            try:
+                async with self.http.get(url) as response:
+                    accounts = (await response.json())["account_details"]
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
+                continue
+            for stream in (each for account in accounts for each in account.get("stream_detail", [])):
                 for consumer in stream.get("consumer_detail") or []:
-                    if (stream["name"], consumer["name"]) == ("TIDE_HIDDEN", "trainers"):
+                    leads = not name or consumer.get("cluster", {}).get("leader", name) == name
+                    if leads and (stream["name"], consumer["name"]) == ("TIDE_HIDDEN", "trainers"):
                         found: dict[str, Any] = consumer
                         return found
         return {}
@@ -351,11 +377,6 @@ class Stage:
             yield bus
         finally:
             await bus.close()
-
-    def connect_settings(self, name: str) -> ConnectSettings:
-        """How we connect ourselves."""
-        url = f"nats://observer:{PASSWORD}@127.0.0.1:{self.nats.port}"
-        return ConnectSettings((url,), f"fault-runs {name}", first_connect_s=5.0, reconnect_wait_s=0.1)
 
     async def until(self, what: str, condition: Callable[[], Any], within_s: float) -> float:
         """Wait for a condition; returns the seconds that it took. A KeyError counts as not yet.
@@ -371,6 +392,12 @@ class Stage:
             if time.monotonic() - started > within_s:
                 raise StartError(f"{what}: not within {within_s:g} s")
             await asyncio.sleep(0.25)
+
+
+def limits_section() -> dict[str, int]:
+    """The part of a [bus] section that says how much streams may hold."""
+    names = ("hidden_max_bytes", "draft_max_bytes", "target_max_bytes", "journal_max_bytes")
+    return {name: getattr(LIMITS, name) for name in names}
 
 
 def users_config(denied: Mapping[str, str]) -> str:

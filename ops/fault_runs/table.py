@@ -23,7 +23,9 @@ class Fault:
     Attributes:
         family: module of its function.
         clients_may_fail: requests that are in flight cannot be saved, or the row is about what they are refused.
-        needs: "sglang" for rows that make no sense with a modelled engine, "mount" for a small file system.
+        needs: "sglang" for rows that make no sense with a modelled engine, "mount" for a small file system, "openssl"
+            for certificates.
+        brokers: other ones than a single nats-server, see deployed.py; such a row gets a system of its own.
         recovers_within_s: limit; two busy cores take long to start processes.
     """
 
@@ -34,6 +36,7 @@ class Fault:
     clients_may_fail: bool = False
     needs: frozenset[str] = frozenset()
     recovers_within_s: float = 120.0
+    brokers: str = ""
 
     @property
     def function(self) -> str:
@@ -50,6 +53,7 @@ class Fault:
 
 _SGLANG = frozenset({"sglang"})
 _MOUNT = frozenset({"mount"})
+_OPENSSL = frozenset({"openssl"})
 
 FAULTS: tuple[Fault, ...] = (
     # What is killed, one at a time.
@@ -333,14 +337,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "cluster-leader-lost",
         "broker",
-        "of three brokers the one that leads the streams is killed",
-        "requests go on; another one leads and the roles go on by themselves",
+        "of three brokers the one that leads all streams, and has the trainer's connection, is killed",
+        "requests go on; others lead and the roles go on by themselves, with two of three",
+        needs=_OPENSSL,
+        brokers="cluster",
     ),
     Fault(
         "certificate-expired",
         "broker",
         "the broker comes back with a certificate that has expired; 20 s later with a valid one",
         "the roles refuse it, say why, and come back by themselves",
+        needs=_OPENSSL,
+        brokers="tls",
     ),
 )
 

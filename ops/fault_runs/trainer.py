@@ -65,7 +65,15 @@ async def trainer_killed_in_step(run: Inflicting) -> None:
 
 
 async def trainer_killed_in_parts(run: Inflicting) -> None:
+    stage = run.stage
+    held = stage.nats.max_payload
+    if stage.engine == "modelled":  # its drafts are so small that they come in one part
+        stage.nats.max_payload = 24 * 1024
+        await asyncio.to_thread(stage.nats.reload)
+        stage.relays["trainer"].break_off()  # a client learns the limit as it connects
     await _killed_at(run, rb"H?PUB tide\.v1\.draft\.[^ \r\n]+\.00001 [^\r\n]*\r\n")
+    stage.nats.max_payload = held
+    await asyncio.to_thread(stage.nats.reload)
 
 
 async def trainer_killed_before_manifest(run: Inflicting) -> None:

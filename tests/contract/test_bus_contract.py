@@ -441,6 +441,16 @@ class TestPuller:
 
 
 class TestOutage:
+    async def test_losses_are_counted(self, broker: Broker, bus: Bus) -> None:
+        """Each one once, also when nobody looked in between."""
+        assert bus.num_losses == 0
+        for number in (1, 2):
+            broker.take_away()
+            await asyncio.sleep(0.1)
+            broker.bring_back()
+            await bus.publish(JOURNAL, b"x", timeout_s=10)
+            assert bus.num_losses == number
+
     async def test_publish_waits_for_the_broker_within_its_time(self, broker: Broker, bus: Bus) -> None:
         """Away for a moment: stored. Away for longer: BusUnavailableError at the timeout."""
         broker.take_away()

@@ -80,6 +80,7 @@ class Connection:
         self.client = Client()
         self.on_change: set[Callable[[], None]] = set()
         self.problems: list[str] = []
+        self.num_losses = 0
         self._connected = asyncio.Event()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._last_error = ""
@@ -294,6 +295,7 @@ class Connection:
             told(reason)
 
     async def _on_disconnected(self) -> None:
+        self.num_losses += self.connected
         self._connected.clear()
         for subject, future in list(self._replies.values()):
             if not future.done():

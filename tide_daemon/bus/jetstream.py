@@ -70,6 +70,11 @@ class JetStreamBus:
         """See port.Bus.problem."""
         return self.connection.problem
 
+    @property
+    def num_losses(self) -> int:
+        """See port.Bus.num_losses."""
+        return self.connection.num_losses
+
     async def wait_closed(self) -> str:
         """See port.Bus.wait_closed."""
         return await self.connection.wait_closed()

@@ -39,6 +39,7 @@ class MemoryBroker:
             for spec in topology.consumers
         }
         self._down = False
+        self.num_losses = 0
         self._changed = asyncio.Event()
 
     @property
@@ -48,6 +49,7 @@ class MemoryBroker:
 
     @down.setter
     def down(self, value: bool) -> None:
+        self.num_losses += value and not self._down
         self._down = value
         self.notify()
 
@@ -183,6 +185,11 @@ class MemoryBus:
     def problem(self) -> str:
         """See port.Bus.problem."""
         return "" if self.connected else "not connected to the broker"
+
+    @property
+    def num_losses(self) -> int:
+        """See port.Bus.num_losses."""
+        return self._broker.num_losses
 
     def check_open(self) -> None:
         """Raise BusClosedError after close()."""

@@ -132,6 +132,11 @@ class Bus(Protocol):
         """Why the broker cannot be used now, in a sentence for people; "" while `connected`."""
         ...
 
+    @property
+    def num_losses(self) -> int:
+        """How often the broker was lost; one that comes back within a moment is seen by this alone."""
+        ...
+
     async def publish(
         self,
         subject: str,

@@ -61,6 +61,7 @@ class ReopeningBus:
         self._bus: JetStreamBus | None = None
         self._max_payload = 0
         self._reason = "not connected to the broker yet"
+        self._num_losses = 0
         self._fault = ""
         self._came_back = asyncio.Event()
         self._last_told: str | None = None
@@ -93,6 +94,11 @@ class ReopeningBus:
     def problem(self) -> str:
         """See port.Bus.problem."""
         return self._reason if self._bus is None else self._bus.problem or self._fault
+
+    @property
+    def num_losses(self) -> int:
+        """See port.Bus.num_losses; streams or consumers that are not as needed count too."""
+        return self._num_losses
 
     async def publish(
         self,
@@ -268,6 +274,7 @@ class ReopeningBus:
     def _tell(self) -> None:
         problem = self.problem
         if problem != self._last_told:
+            self._num_losses += self._last_told == ""
             self._last_told = problem
             self._told(problem)
 

@@ -287,7 +287,8 @@ class TrainerRole:
         return {
             "bus": "ok" if self._bus.connected else "not connected to the broker",
             "store": self._ingest.problem or "ok",
-            "training": progress.reason if progress.state == "failed" else self._problem or "ok",
+            # What keeps a round from going on, publishing included; a round that waits for data is well.
+            "training": (progress.reason if progress.state != "waiting" else "") or self._problem or "ok",
         }
 
     def snapshot(self) -> Mapping[str, object]:

@@ -154,7 +154,9 @@ class RoundRunner:
             return ""
         while True:
             try:
-                return str(await self._fetcher.fetch(spec, desired.serving_version, desired.serving_digest))
+                folder = await self._fetcher.fetch(spec, desired.serving_version, desired.serving_digest)
+                self.progress.reason = ""
+                return str(folder)
             except BusError as error:
                 self.progress.reason = f"cannot fetch the serving draft: {error}"
             await asyncio.sleep(_RETRY_S)

@@ -100,9 +100,11 @@ class _SnapshotCollector(Collector):
         build.add_metric([str(daemon.get("version", ""))], 1)
         yield build
         yield _gauge("tide_start_time_seconds", "Unix time at which the daemon started.", daemon.get("started_at"))
-        yield _gauge(
-            "tide_bus_connected", "1 while connected to the broker.", _mapping(snapshot.get("bus")).get("connected")
-        )
+        bus = _mapping(snapshot.get("bus"))
+        yield _gauge("tide_bus_connected", "1 while connected to the broker.", bus.get("connected"))
+        losses = CounterMetricFamily("tide_bus_losses", "Times the broker was lost, for however short.")
+        losses.add_metric([], _number(bus.get("num_losses")) or 0.0)
+        yield losses
         yield _gauge(
             "tide_stuck_loops",
             "Loops of roles that do not come round; systemd's watchdog ends the daemon then.",

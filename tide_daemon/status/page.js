@@ -273,7 +273,7 @@ function renderDaemon(state) {
   const rows = [
     ["node", state.daemon.node], ["model", state.daemon.model], ["version", state.daemon.version],
     ["up since", new Date(state.daemon.started_at * 1000).toLocaleString()],
-    ["broker", state.connected ? "connected" : "not connected"],
+    ["broker", `${state.connected ? "connected" : "not connected"}, lost ${state.bus_losses} times since then`],
   ];
   if (state.daemon.reload) rows.push(["reload", state.daemon.reload]);
   for (const [name, view] of Object.entries(state.roles)) {

@@ -53,6 +53,7 @@ def page_state(source: Source, now: float) -> dict[str, object]:
         "daemon": _part(_mapping(snapshot.get("daemon")), _DAEMON),
         "ready": source.ready(),
         "connected": bool(_mapping(snapshot.get("bus")).get("connected")),
+        "bus_losses": _mapping(snapshot.get("bus")).get("num_losses", 0),
         "health": dict(health),
         "problems": [*problems_of(health), *_list(overview.get("problems"))],
         "roles": {name: _part(_mapping(view), _ROLE) for name, view in roles.items()},

@@ -103,6 +103,7 @@ async def test_killed_daemon_publishes_once(broker: MemoryBroker, target: Path, 
     await around.serve(40)
     await around.desire(1)
     await trainer.until(lambda shown: "cut off" in str(shown["reason"]))
+    assert "cut off" in trainer.role.health()["training"]
     await trainer.crash()
     trained = Rounds(tmp_path / "state").open(1).trained()
     assert trained is not None

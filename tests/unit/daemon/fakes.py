@@ -72,6 +72,7 @@ class IdleBus:
     def __init__(self) -> None:
         self.connected = True
         self.problem = ""
+        self.num_losses = 0
         self.exited = False
 
     @asynccontextmanager

@@ -90,7 +90,11 @@ async def test_a_broker_that_goes_away_ends_nothing(tmp_path: Path) -> None:
     task = await started(daemon, role)
     bus.connected, bus.problem = False, "not connected: authorization revoked"
     assert daemon.health()["bus"] == "not connected: authorization revoked"
-    assert daemon.snapshot()["bus"] == {"connected": False, "error": "not connected: authorization revoked"}
+    assert daemon.snapshot()["bus"] == {
+        "connected": False,
+        "error": "not connected: authorization revoked",
+        "num_losses": 0,
+    }
     assert daemon.ready()
     daemon._stop.set()
     assert await asyncio.wait_for(task, 10) == ExitCode.OK

@@ -10,6 +10,17 @@ def test_the_page_is_what_was_seen() -> None:
     assert page.text(page.read()) == page.PAGE.read_text()
 
 
+def test_the_newest_run_counts_but_none_without_clients_replaces_one_with_them() -> None:
+    """Else a pass without clients would hide what clients saw."""
+    first = Outcome("broker-killed", "modelled", "a", "1")
+    real = Outcome("broker-killed", "sglang", "b", "2")
+    again = Outcome("broker-killed", "modelled", "c", "3")
+    skipped = Outcome("broker-killed", "sglang", "d", "4", not_run="no time")
+    assert page.merged({}, [first, real])["broker-killed"]["commit"] == "b"
+    assert page.merged({}, [first, real, again, skipped])["broker-killed"]["commit"] == "b"
+    assert page.merged({}, [first, again])["broker-killed"]["commit"] == "c"
+
+
 def test_a_row_that_was_not_run_says_so_and_one_that_failed_says_why() -> None:
     """A pass is told only of a row that passed."""
     good = Outcome("broker-killed", "sglang", "abcdef1234", "2026-01-01 00:00", client_errors=0, client_requests=9,

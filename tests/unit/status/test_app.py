@@ -35,7 +35,7 @@ class Snapshots:
         view = {"state": "running", "num_failures": 1, "last_error": ""}
         return {
             "daemon": {"node": 'n"1', "model": "m", "version": "0.1.0", "started_at": 5.0},
-            "bus": {"connected": True, "error": ""},
+            "bus": {"connected": True, "error": "", "num_losses": 2},
             "roles": {"server": {**view, "snapshot": server}, "trainer": {**view, "snapshot": trainer}},
         }
 
@@ -90,6 +90,7 @@ async def test_metrics_come_from_the_snapshot() -> None:
         'tide_role_failures_total{node="n\\"1",role="server"} 1.0',
         'tide_dependency_ok{dependency="server.engine"} 1.0',
         "tide_bus_connected 1.0",
+        "tide_bus_losses_total 2.0",
     ):
         assert line in text.splitlines(), line
     assert "# TYPE tide_rows_dropped_total counter" in text
