@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import sys
@@ -159,4 +160,7 @@ def _digest(target_dir: Path) -> str:
 
 
 def _tell(workload: str, of: int, done: int) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)  # killed, it cannot end us, and we would go on for an hour
     print(f"{workload}: {done} of {of} answered", file=sys.stderr)
