@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nats.aio.client
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -30,10 +29,6 @@ HEADROOM_BYTES = 16 * 1024
 """Kept free under the server's max_payload: headers count there too, and going over closes nats-py for good."""
 MAX_MESSAGE_BYTES = 8 << 20
 """JetStream discourages more, whatever max_payload says (nats.md, pitfall 7)."""
-
-# nats-py reads 32 KiB at a time and stops its socket above 64 KiB: a chunk of states takes dozens of reads, and two
-# system calls to stop and go on for each. It has no option for it.
-nats.aio.client.DEFAULT_BUFFER_SIZE = 1 << 20
 
 _DENIED = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"")
 
