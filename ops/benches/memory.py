@@ -5,7 +5,7 @@ four requests at a time of the demonstration's prompts. Warm-up ends when its mi
 first training round has ended, because a worker's memory before that says nothing. It is ten minutes,
 because SGLang's scheduler generates code for each shape that it meets, and new ones come for some
 minutes. A process's growth is how fast what it holds grows: the median slope (Theil-Sen) over the
-lowest samples of each third of the time, see resident.py; slope is the same over all samples. The ring is
+lowest samples of each 200 s, see resident.py; slope is the same over all samples. The ring is
 small here, so that all of it has been touched when warm-up ends: shared memory counts in both
 processes that map it. With --keep, samples.json has every sample.
 """

@@ -129,8 +129,10 @@ class _Bench:
             )
         total = {k: sum(r.num_tokens for r in v) / sum(r.wall_s for r in v) for k, v in rates.items()}
         ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(rates["tide"], rates["plain"], strict=True)]
-        error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
-        return {name: total["tide"] / total["plain"], f"{name}_error": error}
+        figures = {name: total["tide"] / total["plain"]}
+        if len(ratios) > 1:  # JSON has no NaN
+            figures[f"{name}_error"] = statistics.stdev(ratios) / math.sqrt(len(ratios))
+        return figures
 
     async def _serve(self, url: str, prompts: list[Prompt], batch: int) -> SliceResult:
         result = await run_slice(self._session, url, prompts, batch, self._max_tokens)
