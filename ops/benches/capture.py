@@ -1,18 +1,20 @@
 """What capturing and publishing cost the serving side.
 
-Three SGLang servers on the same model, one running at a time (serving.py), batch 8, greedy, a fixed
-number of tokens:
+Three SGLang servers on the same model, of which never more than one runs, batch 8, greedy, a fixed number of tokens:
 
 - plain without the plug-in and without any speculation flag, against ours at version 0 (0 steps);
 - EAGLE-3 with a chain of 3 fixed by flags, without the plug-in, against ours with 3 steps and the same draft.
 
 Ours captures every request (16 log-probabilities a row); the server role drains the ring and publishes to a
-real nats-server from a process of its own while the load runs. A ratio is the median over rounds of
-(ours / theirs) of two turns next to each other, first one then the other in front; cpu_ratio_* is the same
-of processor seconds per token (theirs / ours), which neighbours on the machine disturb less.
+real nats-server from a process of its own while the load runs, and stands still when ours does. In a round both
+serve the same prompts, in slices of `slice_s` in turn (alternate.py), first one then the other in front. ratio_* is
+the median over rounds of theirs / ours in seconds, error_* the standard error of the rounds' mean, cpu_ratio_* as
+ratio_* in processor seconds.
 """
 
 import asyncio
+import math
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benches.alternate import Joined, Side, alternate
 from benches.serving import (
     COMMAND_TIMEOUT_S,
     BenchServer,
@@ -38,8 +41,6 @@ from tide_daemon.engine.sglang.settings import control_socket
 from tide_daemon.engine.sglang.start import command, prepare
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config
 
-SETTLE_S = 3.0
-
 
 def run(settings: Settings) -> dict[str, float]:
     return asyncio.run(_run(settings))
@@ -50,6 +51,7 @@ async def _run(settings: Settings) -> dict[str, float]:
     rounds = settings.integer("rounds", 12)
     num_tokens = settings.integer("tokens", 64)
     batch = settings.integer("batch", 8)
+    slice_s = settings.number("slice_s", 0.5)
     prompt_tokens = settings.integer("prompt_tokens", 64)
     work = settings.work_dir
     config = ours(target, work / "ours")
@@ -85,28 +87,26 @@ async def _run(settings: Settings) -> dict[str, float]:
         spec.pause()
         mine.resume()
         daemon = _start_daemon(config.run_dir, target, config.port, url)
+        with_daemon = Joined(mine, _Stoppable(daemon))
         rng = np.random.default_rng(0)
 
-        async def turns(theirs: BenchServer, kind: str) -> dict[str, float]:
+        async def rounds_against(theirs: BenchServer, kind: str) -> dict[str, float]:
+            with_daemon.pause()
             pairs = []
             for number in range(rounds + 1):
                 prompts = random_prompts(rng, batch, prompt_tokens, vocab_size)
-                order = [mine, theirs] if number % 2 == 0 else [theirs, mine]
-                pair = {server.name: await _turn(server, prompts, num_tokens) for server in order}
+                order: list[tuple[Side, BenchServer]] = [(with_daemon, mine), (theirs, theirs)]
+                pair = await _round(order if number % 2 == 0 else order[::-1], prompts, num_tokens, slice_s)
                 if number:  # the first one warms up
                     pairs.append((pair[theirs.name], pair[mine.name]))
+            with_daemon.resume()
             return _figures(kind, pairs, batch * num_tokens)
 
-        figures = await turns(plain, "plain")
+        figures = await rounds_against(plain, "plain")
         control = ControlClient(control_socket(config.run_dir, 0))
-        mine.resume()
-        # While it stood still its daemon's calls piled up; more are turned away until those are through.
-        await asyncio.sleep(SETTLE_S)
         await swap_in(control, draft, 1, digest)
         await control.call("set_steps", COMMAND_TIMEOUT_S, table=[[64, 3]])
-        mine.pause()
-        figures |= await turns(spec, "spec")
-        mine.resume()
+        figures |= await rounds_against(spec, "spec")
         stats = await control.call("stats", COMMAND_TIMEOUT_S)
         figures["rows_written"] = stats["rows_written"]
         figures["rows_dropped"] = stats["rows_dropped"]
@@ -124,21 +124,41 @@ async def _run(settings: Settings) -> dict[str, float]:
         await nats.stop()
 
 
-async def _turn(server: BenchServer, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-    """(wall seconds, processor seconds) of one batch."""
-    server.resume()
-    cpu = server.cpu_s()
-    wall = await server.generate(prompts, num_tokens)
-    cpu = server.cpu_s() - cpu
-    server.pause()
-    print(f"{server.name}: {len(prompts) * num_tokens / wall:.1f} tokens/s, {cpu:.1f} s of processor", file=sys.stderr)
-    return wall, cpu
+class _Stoppable:
+    """The server role's process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+
+async def _round(
+    order: list[tuple[Side, BenchServer]], prompts: list[list[int]], num_tokens: int, slice_s: float
+) -> dict[str, tuple[float, float]]:
+    """(seconds, processor seconds) of each server for one batch."""
+    servers = [server for _, server in order]
+    before = [server.cpu_s() for server in servers]
+    spent = await alternate(
+        [side for side, _ in order], [server.generate(prompts, num_tokens) for server in servers], slice_s
+    )
+    cpu = [server.cpu_s() - start for server, start in zip(servers, before, strict=True)]
+    found = {server.name: (wall, used) for server, wall, used in zip(servers, spent, cpu, strict=True)}
+    tokens = len(prompts) * num_tokens
+    print(", ".join(f"{name} {tokens / wall:.1f} tokens/s" for name, (wall, _) in found.items()), file=sys.stderr)
+    return found
 
 
 def _figures(kind: str, pairs: list[tuple[tuple[float, float], tuple[float, float]]], tokens: int) -> dict[str, float]:
     """Ratios from pairs of (theirs, mine)."""
+    ratios = [theirs[0] / mine[0] for theirs, mine in pairs]
     return {
-        f"ratio_{kind}": statistics.median(theirs[0] / mine[0] for theirs, mine in pairs),
+        f"ratio_{kind}": statistics.median(ratios),
+        f"error_{kind}": statistics.stdev(ratios) / math.sqrt(len(ratios)),
         f"cpu_ratio_{kind}": statistics.median(theirs[1] / mine[1] for theirs, mine in pairs),
         f"tokens_s_{kind}": statistics.median(tokens / mine[0] for _, mine in pairs),
     }

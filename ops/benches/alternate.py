@@ -1,0 +1,66 @@
+"""Two sides at work at the same time, only one of which runs at any moment: their processes stand still in turn.
+
+A shared machine gets slower or faster by a third within seconds. Two turns of seconds each, one after the other,
+compare two moments rather than two sides; slices much shorter than that see the same machine. A side's time is
+what its own slices took.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
+
+
+class Side(Protocol):
+    """Processes that can stand still."""
+
+    def pause(self) -> None:
+        """Stop all of them where they are."""
+
+    def resume(self) -> None:
+        """Let them go on."""
+
+
+class Joined:
+    """Several sides as one: they run and stand still together, resumed in the order given."""
+
+    def __init__(self, *parts: Side) -> None:
+        self._parts = parts
+
+    def pause(self) -> None:
+        for part in reversed(self._parts):
+            part.pause()
+
+    def resume(self) -> None:
+        for part in self._parts:
+            part.resume()
+
+
+async def alternate(sides: Sequence[Side], works: Sequence[Awaitable[object]], slice_s: float) -> list[float]:
+    """Do each side's work in slices, the sides taking turns; all are paused before and after.
+
+    Args:
+        works: for each side, what asks it for work and returns when that is done; begun at once.
+        slice_s: seconds a side runs before the other has its turn; the last side at work goes on in such slices.
+
+    Returns:
+        Seconds that each side ran until its work was done.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    spent = [0.0] * len(tasks)
+    try:
+        while not all(task.done() for task in tasks):
+            for number, (side, task) in enumerate(zip(sides, tasks, strict=True)):
+                if task.done():
+                    continue
+                began = time.perf_counter()
+                side.resume()
+                await asyncio.wait([task], timeout=slice_s)
+                side.pause()
+                spent[number] += time.perf_counter() - began
+        for task in tasks:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+    return spent
