@@ -6,9 +6,14 @@ what its own slices took.
 """
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Side(Protocol):
@@ -19,6 +24,21 @@ class Side(Protocol):
 
     def resume(self) -> None:
         """Let them go on."""
+
+
+class Group:
+    """A process group; one that has ended stands still."""
+
+    def __init__(self, pgid: int) -> None:
+        self._pgid = pgid
+
+    def pause(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pgid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pgid, signal.SIGCONT)
 
 
 class Joined:
@@ -36,15 +56,15 @@ class Joined:
             part.resume()
 
 
-async def alternate(sides: Sequence[Side], works: Sequence[Awaitable[object]], slice_s: float) -> list[float]:
-    """Do each side's work in slices, the sides taking turns; all are paused before and after.
+async def alternate(sides: Sequence[Side], works: Sequence[Awaitable[T]], turn_s: float) -> list[tuple[T, float]]:
+    """Do each side's work, the sides taking turns; all are paused afterwards, and should be before.
 
     Args:
         works: for each side, what asks it for work and returns when that is done; begun at once.
-        slice_s: seconds a side runs before the other has its turn; the last side at work goes on in such slices.
+        turn_s: seconds a side runs before another has its turn; the last side at work goes on in such turns.
 
     Returns:
-        Seconds that each side ran until its work was done.
+        For each side what its work returned, and the seconds that the side ran until then.
     """
     tasks = [asyncio.ensure_future(work) for work in works]
     spent = [0.0] * len(tasks)
@@ -55,12 +75,10 @@ async def alternate(sides: Sequence[Side], works: Sequence[Awaitable[object]], s
                     continue
                 began = time.perf_counter()
                 side.resume()
-                await asyncio.wait([task], timeout=slice_s)
+                await asyncio.wait([task], timeout=turn_s)
                 side.pause()
                 spent[number] += time.perf_counter() - began
-        for task in tasks:
-            task.result()
+        return [(task.result(), seconds) for task, seconds in zip(tasks, spent, strict=True)]
     finally:
         for task in tasks:
             task.cancel()
-    return spent

@@ -7,14 +7,13 @@ Three SGLang servers on the same model, of which never more than one runs, batch
 
 Ours captures every request (16 log-probabilities a row); the server role drains the ring and publishes to a
 real nats-server from a process of its own while the load runs, and stands still when ours does. In a round both
-serve the same prompts, in slices of `slice_s` in turn (alternate.py), first one then the other in front. ratio_* is
+serve the same prompts, taking turns of `turn_s` (alternate.py), first one then the other in front. ratio_* is
 the median over rounds of theirs / ours in seconds, error_* the standard error of the rounds' mean, cpu_ratio_* as
 ratio_* in processor seconds.
 """
 
 import asyncio
 import math
-import signal
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.alternate import Joined, Side, alternate
+from benches.alternate import Group, Joined, Side, alternate
 from benches.serving import (
     COMMAND_TIMEOUT_S,
     BenchServer,
@@ -51,7 +50,7 @@ async def _run(settings: Settings) -> dict[str, float]:
     rounds = settings.integer("rounds", 12)
     num_tokens = settings.integer("tokens", 64)
     batch = settings.integer("batch", 8)
-    slice_s = settings.number("slice_s", 0.5)
+    turn_s = settings.number("turn_s", 0.5)
     prompt_tokens = settings.integer("prompt_tokens", 64)
     work = settings.work_dir
     config = ours(target, work / "ours")
@@ -87,7 +86,7 @@ async def _run(settings: Settings) -> dict[str, float]:
         spec.pause()
         mine.resume()
         daemon = _start_daemon(config.run_dir, target, config.port, url)
-        with_daemon = Joined(mine, _Stoppable(daemon))
+        with_daemon = Joined(mine, Group(daemon.pid))
         rng = np.random.default_rng(0)
 
         async def rounds_against(theirs: BenchServer, kind: str) -> dict[str, float]:
@@ -96,7 +95,7 @@ async def _run(settings: Settings) -> dict[str, float]:
             for number in range(rounds + 1):
                 prompts = random_prompts(rng, batch, prompt_tokens, vocab_size)
                 order: list[tuple[Side, BenchServer]] = [(with_daemon, mine), (theirs, theirs)]
-                pair = await _round(order if number % 2 == 0 else order[::-1], prompts, num_tokens, slice_s)
+                pair = await _round(order if number % 2 == 0 else order[::-1], prompts, num_tokens, turn_s)
                 if number:  # the first one warms up
                     pairs.append((pair[theirs.name], pair[mine.name]))
             with_daemon.resume()
@@ -124,30 +123,17 @@ async def _run(settings: Settings) -> dict[str, float]:
         await nats.stop()
 
 
-class _Stoppable:
-    """The server role's process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-
 async def _round(
-    order: list[tuple[Side, BenchServer]], prompts: list[list[int]], num_tokens: int, slice_s: float
+    order: list[tuple[Side, BenchServer]], prompts: list[list[int]], num_tokens: int, turn_s: float
 ) -> dict[str, tuple[float, float]]:
     """(seconds, processor seconds) of each server for one batch."""
     servers = [server for _, server in order]
     before = [server.cpu_s() for server in servers]
     spent = await alternate(
-        [side for side, _ in order], [server.generate(prompts, num_tokens) for server in servers], slice_s
+        [side for side, _ in order], [server.generate(prompts, num_tokens) for server in servers], turn_s
     )
     cpu = [server.cpu_s() - start for server, start in zip(servers, before, strict=True)]
-    found = {server.name: (wall, used) for server, wall, used in zip(servers, spent, cpu, strict=True)}
+    found = {server.name: (wall, used) for server, (_, wall), used in zip(servers, spent, cpu, strict=True)}
     tokens = len(prompts) * num_tokens
     print(", ".join(f"{name} {tokens / wall:.1f} tokens/s" for name, (wall, _) in found.items()), file=sys.stderr)
     return found
@@ -169,6 +155,7 @@ def _start_daemon(run_dir: Path, target: Path, port: int, url: str) -> subproces
     process = subprocess.Popen(
         [sys.executable, "-m", "benches.capture_daemon", str(run_dir), str(target), str(port), url],
         stdout=subprocess.PIPE,
+        start_new_session=True,
         text=True,
     )
     assert process.stdout is not None

@@ -5,11 +5,10 @@ without plug-in and without any speculation flag. First HumanEval prompts are se
 draft learns from them. Then the trainer is stopped, so that the draft stays as it is, and held-out HumanEval
 prompts are served by both in turn, 1, 4 and 8 at a time; then chat prompts, 8 at a time, with that same draft.
 
-speedup_b* and stale_b8 are TIDE's token rate over plain's: the same prompts, the same number of tokens, one
-server after the other, slice by slice, the order alternating, because the speed of a shared machine wanders within
-seconds; totals over all slices, *_error is the standard error of the slices' ratios. Before the HumanEval slices of a
-batch size one slice is served that does not count, so that the controller has seen the batch size; chat counts
-from its first request on.
+speedup_b* and stale_b8 are TIDE's token rate over plain's: a few prompts at a time, served by both, which take turns of
+`turn_s` (alternate.py; SGLang and its daemon stand still together, the controller does not); totals over all prompts,
+*_error is the standard error of the ratios. Before the HumanEval prompts of a batch size some are served that do not
+count, so that the controller has seen the batch size; chat counts from its first request on.
 """
 
 import asyncio
@@ -18,6 +17,7 @@ import statistics
 import sys
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from itertools import islice
 
 import aiohttp
@@ -26,10 +26,11 @@ from demo_data.prompts import chat_prompts, code_prompts
 from demo_run.load import Prompt, SliceResult, run_slice
 from demo_run.phase_run import slices_of
 from demo_run.processes import Child, Children
-from demo_run.stack import SERVER_ARGUMENTS, start_roles, wait_until_ready
+from demo_run.stack import SERVER_ARGUMENTS, engine_pid, start_roles, wait_until_ready
 from demo_run.timeline import Timeline, follow
 
-from benches.serving import START_LIMIT_S, BenchServer, target_of, without_plugin
+from benches.alternate import Group, Joined, Side, alternate
+from benches.serving import START_LIMIT_S, target_of, without_plugin
 from benches.settings import Settings
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.embedded import EmbeddedServer, EmbeddedSettings
@@ -68,7 +69,9 @@ async def _run(settings: Settings) -> dict[str, float]:
         # A new connection for each request: a kept one may be closed by its server in the moment that it is used again.
         connector = aiohttp.TCPConnector(force_close=True)
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout, connector=connector))
-        bench = _Bench(session, system.openai_url, plain, settings.integer("tokens", 96))
+        tide = _Served(system.openai_url, Joined(Group(engine_pid(work)), Group(roles["server"].popen.pid)))
+        plain.pause()
+        bench = _Bench(session, tide, _Served(plain.url, plain), settings)
 
         chat = [Prompt(text, "chat") for text in chat_prompts(cache_dir(), 400)]
         code = [Prompt(text, "code") for text in code_prompts(cache_dir())]
@@ -100,39 +103,59 @@ async def _learn(bench: "_Bench", prompts: list[Prompt], trainer: Child, timelin
     await asyncio.to_thread(trainer.popen.wait)
 
 
-class _Bench:
-    """Slices served by TIDE's server and by the plain one."""
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """An SGLang and all that stands still with it."""
 
-    def __init__(self, session: aiohttp.ClientSession, tide_url: str, plain: BenchServer, max_tokens: int) -> None:
+    url: str
+    side: Side
+
+
+class _Bench:
+    """Slices of prompts served by TIDE's server and by the plain one, which is paused in between."""
+
+    def __init__(self, session: aiohttp.ClientSession, tide: _Served, plain: _Served, settings: Settings) -> None:
         self._session = session
-        self._tide_url = tide_url
-        self._plain = plain
-        self._max_tokens = max_tokens
+        self._served = {"tide": tide, "plain": plain}
+        self._max_tokens = settings.integer("tokens", 96)
+        self._turn_s = settings.number("turn_s", 3.0)
 
     async def tide(self, prompts: list[Prompt], batch: int) -> SliceResult:
-        return await self._serve(self._tide_url, prompts, batch)
+        return await self._serve(self._served["tide"].url, prompts, batch)
 
     async def compare(self, name: str, prompts: list[Prompt], batch: int, count: int) -> dict[str, float]:
         """Token rate of TIDE over plain on `count` slices of the same prompts, and its standard error over slices."""
-        rates: dict[str, list[SliceResult]] = {"tide": [], "plain": []}
+        tokens, seconds = dict.fromkeys(self._served, 0), dict.fromkeys(self._served, 0.0)
+        ratios = []
         for number, some in enumerate(islice(slices_of(prompts, max(4, batch)), count)):
-            order = ["tide", "plain"] if number % 2 == 0 else ["plain", "tide"]
-            for name in order:
-                url = self._tide_url if name == "tide" else self._plain.url
-                # No prompt may be served from the prefix cache of an earlier slice, on either side.
-                async with self._session.post(f"{url}/flush_cache") as response:
-                    await response.read()
-                rates[name].append(await self._serve(url, some, batch))
-            _say(
-                f"batch {batch}, slice {number}: "
-                + ", ".join(f"{k} {v[-1].tokens_per_s:.1f}" for k, v in rates.items())
-            )
-        total = {k: sum(r.num_tokens for r in v) / sum(r.wall_s for r in v) for k, v in rates.items()}
-        ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(rates["tide"], rates["plain"], strict=True)]
-        figures = {name: total["tide"] / total["plain"]}
+            rates = {}
+            for side, (result, wall_s) in (await self._both(some, batch, tide_first=number % 2 == 0)).items():
+                tokens[side] += result.num_tokens
+                seconds[side] += wall_s
+                rates[side] = result.num_tokens / wall_s
+            ratios.append(rates["tide"] / rates["plain"])
+            _say(f"batch {batch}, slice {number}: " + ", ".join(f"{side} {rate:.1f}" for side, rate in rates.items()))
+        figures = {name: tokens["tide"] / seconds["tide"] / (tokens["plain"] / seconds["plain"])}
         if len(ratios) > 1:  # JSON has no NaN
             figures[f"{name}_error"] = statistics.stdev(ratios) / math.sqrt(len(ratios))
         return figures
+
+    async def _both(
+        self, prompts: list[Prompt], batch: int, *, tide_first: bool
+    ) -> dict[str, tuple[SliceResult, float]]:
+        """What each side answered to the prompts and the seconds that it ran for them. TIDE runs again afterwards."""
+        order = ["tide", "plain"] if tide_first else ["plain", "tide"]
+        served = [self._served[name] for name in order]
+        for one in served:
+            one.side.resume()
+            # No prompt may be served from the prefix cache of an earlier slice, on either side.
+            async with self._session.post(f"{one.url}/flush_cache") as response:
+                await response.read()
+            one.side.pause()
+        works = [self._serve(one.url, prompts, batch) for one in served]
+        found = await alternate([one.side for one in served], works, self._turn_s)
+        self._served["tide"].side.resume()
+        return dict(zip(order, found, strict=True))
 
     async def _serve(self, url: str, prompts: list[Prompt], batch: int) -> SliceResult:
         result = await run_slice(self._session, url, prompts, batch, self._max_tokens)
