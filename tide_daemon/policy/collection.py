@@ -8,7 +8,8 @@ it off (Algorithm 1, step 6).
 
 Ours: while no draft is served, or the one that is does not pay, there is nothing to measure and
 everything to gain, so collection is on; and a promotion that gained less than `headroom_gain` turns it
-off as well, because the learning curve has flattened.
+off as well, because the learning curve has flattened. While every trainer is away it is off: capturing costs
+the server a percent or two (ops/bench capture), and the stream keeps what was not learnt from yet.
 
 Slow drift. When traffic changes over hours the long average follows, and the two never part. So a CUSUM
 runs beside them, against the level that the draft had when it was new (the mean of its first
@@ -141,8 +142,14 @@ def judged(state: CollectionState, verdict: str, gain: float, settings: PolicySe
     return state
 
 
-def decide(state: CollectionState, *, has_draft: bool, pays: bool) -> tuple[bool, str]:
-    """Whether to collect now, and why."""
+def decide(state: CollectionState, *, has_draft: bool, pays: bool, learnt_from: bool = True) -> tuple[bool, str]:
+    """Whether to collect now, and why.
+
+    Args:
+        learnt_from: False when every trainer is away.
+    """
+    if not learnt_from:
+        return False, "every trainer is away, so nobody learns from it"
     if not has_draft:
         return True, "no draft is served yet"
     if not pays:

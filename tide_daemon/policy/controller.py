@@ -386,13 +386,16 @@ class Controller:
 
     def _set_servers(self, cause: str, reporter: str) -> list[Instruction]:
         tables = {name: self._plan(name) for name in self._to_plan(reporter)}
+        learnt_from = not self.trainers.all_away(self.now, self.led_since)
         collect, why = collection.decide(
             self.collection,
             has_draft=self.fleet.serving_version != NO_DRAFT,
             pays=bool(self._roster.paying),
+            learnt_from=learnt_from,
         )
         rate = self.settings.sample_rate if collect else self.settings.idle_sample_rate
-        preferred = () if collect or self.settings.sample_rate <= rate else self._weak
+        prefers = learnt_from and not collect and self.settings.sample_rate > rate
+        preferred = self._weak if prefers else ()
         preferred_rate = self.settings.sample_rate if preferred else 0.0
         names = sorted(tables) if (rate, preferred) == self._rates else self._roster.names()
         self._rates = rate, preferred

@@ -33,6 +33,11 @@ class Trainers:
         report = self.by_name[name].report
         return report is not None and at - report.at <= self._settings.lost_after_s
 
+    def all_away(self, at: float, since: float) -> bool:
+        """Whether each one that is known of has been silent for too long; no report of it counts as one at `since`."""
+        heard = [since if one.report is None else one.report.at for one in self.by_name.values()]
+        return bool(heard) and at - max(heard) > self._settings.lost_after_s
+
     def idle(self, at: float) -> str | None:
         """Name of the trainer to ask for something now, None while any of them is busy."""
         view = idle_trainer(self._views(at), at, self._settings)

@@ -90,3 +90,9 @@ def test_a_draft_that_does_not_pay_keeps_collecting() -> None:
     """While speculation is off nothing can be measured live, so samples go on."""
     state = collection.judged(CollectionState(), "reject", 0.0, SETTINGS)
     assert decide(state, has_draft=True, pays=False)[0]
+
+
+def test_nothing_is_collected_while_nobody_learns_from_it() -> None:
+    on, why = decide(CollectionState(), has_draft=False, pays=False, learnt_from=False)
+    assert not on
+    assert "trainer" in why

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tide_daemon.policy.controller import Controller
-from tide_daemon.policy.events import ControllerStarted, FleetState, TrainerFound, TrainerReported
+from tide_daemon.policy.events import ControllerStarted, FleetState, ServerReported, TrainerFound, TrainerReported
 from tide_daemon.policy.instructions import SetTrainer
 from tide_daemon.policy.settings import PolicySettings
 
@@ -54,6 +54,11 @@ class Training:
                 self.asked.append((self.at, item.trainer, item.round))
                 if asked.obeys:
                     asked.round, asked.state, asked.new_tokens = item.round, "training", 0
+
+    def sample_rate(self) -> float:
+        """The share that a server is asked to capture now."""
+        self.controller.handle(ServerReported(self.at, "s", int(self.at), "ready", 0, "", 0, 2.0, ()))
+        return self.controller.asked["s"].sample_rate
 
     def names(self) -> list[str]:
         return [name for _, name, _ in self.asked]
@@ -123,3 +128,26 @@ def test_a_new_leader_gives_a_trainer_its_time_again() -> None:
     assert training.names() == []
     training.run(30)
     assert training.names() == ["b"]
+
+
+def test_the_small_share_is_captured_while_all_trainers_are_away() -> None:
+    """Each server is told once that nobody learns from it, and again when one of them is back."""
+    a, b = Trainer("a"), Trainer("b", alive=False)
+    training = Training(a, b)
+    training.run(10)
+    assert training.sample_rate() == SETTINGS.sample_rate
+    a.alive = False
+    training.run(40)
+    assert training.sample_rate() == SETTINGS.idle_sample_rate
+    b.alive = True
+    training.run(20)
+    assert training.sample_rate() == SETTINGS.sample_rate
+
+
+def test_a_new_leader_waits_for_the_trainers_that_were_found() -> None:
+    """Until each could have reported they count as there."""
+    training = Training()
+    training.controller.handle(TrainerFound(training.at, "a", 1, 0, 1, SERVED.serving_digest))
+    assert training.sample_rate() == SETTINGS.sample_rate
+    training.at += SETTINGS.lost_after_s + 1.0
+    assert training.sample_rate() == SETTINGS.idle_sample_rate
