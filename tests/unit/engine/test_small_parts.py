@@ -149,18 +149,23 @@ def test_merge_sums_ranks() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 700), st.integers(1, 8), st.integers(1, 20), st.integers(0, 2**31))
-def test_top_logprobs_equal_the_plain_computation(vocab: int, k: int, rows: int, seed: int) -> None:
+@given(
+    st.one_of(st.integers(1, 700), st.sampled_from([128, 384])), st.integers(1, 8), st.integers(1, 20), st.booleans(),
+    st.integers(0, 2**31),
+)  # fmt: skip
+def test_top_logprobs_equal_the_plain_computation(vocab: int, k: int, rows: int, in_order: bool, seed: int) -> None:
     k = min(k, vocab)
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, vocab, generator=generator) * 5
     compute = TopLogprobs(vocab, k)
-    wanted = torch.arange(rows).flip(0)
+    before = logits.clone()
+    wanted = torch.arange(rows) if in_order else torch.arange(rows).flip(0)
     for _ in range(2):  # the scratch buffer is used again
         ids, logprobs = compute(logits, wanted)
     expected = torch.log_softmax(logits[wanted], -1).topk(k, dim=-1)
     assert torch.equal(ids.long(), expected.indices)
     assert torch.allclose(logprobs.float(), expected.values, atol=2e-2, rtol=1e-3)
+    assert torch.equal(logits, before)
 
 
 def test_top_logprobs_leave_the_logits_alone() -> None:

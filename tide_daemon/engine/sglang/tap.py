@@ -171,7 +171,7 @@ class Tap:
         """The rows of `spans` without their states."""
         columns = self.ring.columns
         total = sum(span.count for span in spans)
-        source = torch.cat([torch.arange(span.source, span.source + span.count) for span in spans])
+        source = torch.tensor([row for span in spans for row in range(span.source, span.source + span.count)])
         small = [name for name in columns if name != "aux"]
         rows = {name: np.empty((total, *columns[name].shape[1:]), columns[name].dtype) for name in small}
         rows["captured_at"].fill(time.time())

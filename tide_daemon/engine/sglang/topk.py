@@ -22,8 +22,7 @@ class TopLogprobs:
         self.k = k
         num_blocks = -(-vocab_size // _BLOCK)
         self._vocab_size = vocab_size
-        self._scratch = torch.full((_ROWS, num_blocks * _BLOCK), -torch.inf)
-        self._blocks = self._scratch.view(_ROWS, num_blocks, _BLOCK)
+        self._scratch = torch.empty(_ROWS, num_blocks * _BLOCK)
         self._kept_blocks = min(k, num_blocks)
         self._in_block = torch.arange(_BLOCK)
 
@@ -42,21 +41,28 @@ class TopLogprobs:
         ids = torch.empty(count, self.k, dtype=torch.int32)
         logprobs = torch.empty(count, self.k, dtype=torch.float16)
         for start in range(0, count, _ROWS):
-            block = rows[start : start + _ROWS].tolist()
-            for at, row in enumerate(block):
-                self._scratch[at, : self._vocab_size].copy_(logits[row])
-            stop = start + len(block)
-            ids[start:stop], logprobs[start:stop] = self._block(len(block))
+            values = self._values(logits, rows[start : start + _ROWS].tolist())
+            part = slice(start, start + len(values))
+            ids[part], logprobs[part] = self._top(values)
         return ids, logprobs
 
-    def _block(self, count: int) -> tuple[Tensor, Tensor]:
-        blocks = self._blocks[:count]
+    def _values(self, logits: Tensor, rows: list[int]) -> Tensor:
+        """float32 [m, V, filled up to whole blocks]: the logits themselves where they are that already, else copies."""
+        count, first = len(rows), rows[0]
+        as_they_are = logits.dtype == torch.float32 and logits.is_contiguous() and logits.shape[1] % _BLOCK == 0
+        if as_they_are and rows == list(range(first, first + count)):
+            return logits[first : first + count]
+        for at, row in enumerate(rows):
+            self._scratch[at, : self._vocab_size].copy_(logits[row])
+        self._scratch[:count, self._vocab_size :] = -torch.inf
+        return self._scratch[:count]
+
+    def _top(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = values.view(len(values), -1, _BLOCK)
         best = blocks.amax(-1).topk(self._kept_blocks, dim=-1).indices[:, :, None]  # [m, k, 1]
         candidates = blocks.gather(1, best.expand(-1, -1, _BLOCK)).flatten(1)  # [m, k * 128]
         top, at = candidates.topk(self.k, dim=-1)
         ids = (best * _BLOCK + self._in_block).flatten(1).gather(1, at)
         largest = top[:, :1]
-        total = self._scratch[:count].sub_(largest).exp_().sum(-1, keepdim=True)
-        # The padding became exp(-inf) = 0; make it smallest again for the next maximum.
-        self._scratch[:count, self._vocab_size :] = -torch.inf
+        total = torch.sub(values, largest, out=self._scratch[: len(values)]).exp_().sum(-1, keepdim=True)
         return ids, top - largest - total.log()

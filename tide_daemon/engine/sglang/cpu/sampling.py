@@ -16,12 +16,15 @@ added to the logits by SGLang before; top-k, top-p and temperature here. Unlike 
 not run them in verification at all.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tide_daemon.engine.sglang.cpu import argmax
 
 _SAMPLE = "sglang.srt.speculative.eagle_utils.eagle_sample"
 _WALK = "sglang.kernels.ops.speculative.spec_tree.verify_tree_greedy_func"
@@ -64,6 +67,9 @@ def _eagle_sample(
 ) -> Any:
     """Keep what the walk needs; SGLang adds penalties, bias and grammar masks to these logits in place first."""
     global _current
+    module = sys.modules.get(_SAMPLE.rpartition(".")[0])
+    if module is not None:
+        argmax.use_in(module)
     if batch.forward_mode.is_idle() or batch.sampling_info.is_all_greedy:
         return original(verify_input, batch, logits_output, *args, **kwargs)
     _current = _Verification(logits_output.next_token_logits, verify_input.positions, batch.sampling_info)
