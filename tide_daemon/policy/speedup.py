@@ -41,8 +41,9 @@ _CELL_DRIFT = 0.00002
 _STEP_NOISE = 0.01
 """Variance of one step's log seconds (10%); a median over n steps has n times less, down to the floor."""
 _NOISE_FLOOR = 0.0001
-_OUTLIER = 5.0
-"""A median this many times off what the cell says is moved to that bound: one stall must not be believed at once."""
+_OUTLIER = 2.0
+"""A median that is further off what is expected, in standard deviations, is moved to that bound: one stall must not be
+believed at once, and one step in dozens is all that shows what plain decoding costs. See ops/decisions/0043."""
 _MIN_TARGET_SHARE = 0.05
 """A target pass is never free: a node that says so must not make every chain look free."""
 _MAX_CELLS = 1024
