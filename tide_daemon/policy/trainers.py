@@ -3,6 +3,8 @@
 When a round pays is in rounds.py; this file keeps the state and turns answers into instructions.
 """
 
+import math
+
 from tide_daemon.policy.asked import TrainerState
 from tide_daemon.policy.events import DraftName, PoolScored, TrainerFound, TrainerReported
 from tide_daemon.policy.instructions import Instruction, SetTrainer
@@ -19,6 +21,7 @@ class Trainers:
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
         self.by_name: dict[str, TrainerState] = {}
+        self._heard_at = -math.inf
 
     def found(self, event: TrainerFound) -> None:
         """What an earlier leader had asked of one; what is known already stays."""
@@ -26,6 +29,7 @@ class Trainers:
 
     def take(self, event: TrainerReported, at: float) -> None:
         """Take in a report at the controller's time `at`."""
+        self._heard_at = at
         self.by_name.setdefault(event.trainer, TrainerState()).take(event, at)
 
     def is_alive(self, name: str, at: float) -> bool:
@@ -34,9 +38,8 @@ class Trainers:
         return report is not None and at - report.at <= self._settings.lost_after_s
 
     def all_away(self, at: float, since: float) -> bool:
-        """Whether each one that is known of has been silent for too long; no report of it counts as one at `since`."""
-        heard = [since if one.report is None else one.report.at for one in self.by_name.values()]
-        return bool(heard) and at - max(heard) > self._settings.lost_after_s
+        """Whether some are known of and all have been silent for too long, `since` being when reports began to come."""
+        return bool(self.by_name) and at - max(self._heard_at, since) > self._settings.lost_after_s
 
     def idle(self, at: float) -> str | None:
         """Name of the trainer to ask for something now, None while any of them is busy."""
