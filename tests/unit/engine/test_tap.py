@@ -121,6 +121,69 @@ def test_accepted_rows_of_prefill_and_verification(tap: Tap, ring: tuple[RingWri
     assert values({"aux": rows["aux"][other]}) == [3, 4, 104, 104, 105, 106, 107]
 
 
+def decode(tap: Tap, reqs: list[Req], tokens: list[int], start: int, finish: tuple[int, ...] = ()) -> None:
+    """A step of plain decoding, staged as the runtime does; its states are start, start + 1, ..."""
+    logits = torch.zeros(len(reqs), VOCAB)
+    logits[torch.arange(len(reqs)), torch.tensor(tokens)] = 5.0
+    staged = tap.stage(reqs, Staged(states(len(reqs), start), logits, 1, [], []))
+    before = [len(req.output_ids) for req in reqs]
+    for index, (req, token) in enumerate(zip(reqs, tokens, strict=True)):
+        req.output_ids.append(token)
+        req.is_finished = index in finish
+    tap.commit_verify(reqs, staged, before)
+
+
+def test_plain_steps_are_written_together(tap: Tap, ring: tuple[RingWriter, RingReader]) -> None:
+    """Nothing of a few plain steps is in the ring; once a request ends all of it is, as if each had been written alone."""
+    a, b = Req([1, 2], "a"), Req([5], "b")
+    prefill(tap, [a, b], [0, 0], [2, 1], [3, 6])
+    assert len(ring[1].take(100)["position"]) == 3
+    tap.draft_version = 1
+    for step in range(3):
+        decode(tap, [a, b], [20 + step, 30 + step], start=100 + 2 * step)
+    assert ring[1].waiting() == 0
+    tap.draft_version = 2
+    decode(tap, [a, b], [23, 33], start=106, finish=(1,))
+    rows = ring[1].take(100)
+    assert rows["position"].tolist() == [2, 1, 3, 2, 4, 3, 5, 4]
+    assert rows["token_id"].tolist() == [3, 6, 20, 30, 21, 31, 22, 32]
+    assert rows["next_token_id"].tolist() == [20, 30, 21, 31, 22, 32, 23, 33]
+    assert rows["topk_ids"][:, 0].tolist() == [20, 30, 21, 31, 22, 32, 23, 33]
+    assert values(rows) == [100, 101, 102, 103, 104, 105, 106, 107]
+    assert rows["draft_version"].tolist() == [1] * 6 + [2] * 2
+    assert ((rows["flags"] & FLAG_LAST) != 0).tolist() == [False] * 7 + [True]
+
+
+def test_kept_steps_go_before_a_prefill_a_drafting_step_and_at_the_limit(
+    tap: Tap, ring: tuple[RingWriter, RingReader]
+) -> None:
+    a, b = Req([1, 2], "a"), Req([5], "b")
+    prefill(tap, [a], [0], [2], [3])
+    decode(tap, [a], [4], start=100)
+    prefill(tap, [b], [0], [1], [6])
+    assert ring[1].take(100)["position"].tolist() == [0, 1, 2, 0]
+    decode(tap, [a, b], [5, 7], start=102)
+    verify(tap, [a, b], [[6, 7], [8]], width=2)
+    assert ring[1].take(100)["position"].tolist() == [3, 1, 4, 5, 2]
+    for step in range(8):
+        decode(tap, [a, b], [40 + step, 50 + step], start=110 + 2 * step)
+    assert ring[1].waiting() == 16
+    decode(tap, [a, b], [60, 61], start=130)
+    tap.flush()
+    assert ring[1].waiting() == 18
+
+
+def test_a_window_ends_among_kept_steps(tap: Tap, ring: tuple[RingWriter, RingReader]) -> None:
+    tap.settings = CaptureSettings(True, max_rows=4)
+    a = Req([1, 2], "a")
+    prefill(tap, [a], [0], [2], [3])
+    for step in range(8):
+        decode(tap, [a], [20 + step], start=100 + step)
+    rows = ring[1].take(100)
+    assert rows["position"].tolist() == [0, 1, 2, 3]
+    assert rows["flags"][-1] & FLAG_LAST
+
+
 def test_tokens_after_a_stop_are_not_rows(tap: Tap, ring: tuple[RingWriter, RingReader]) -> None:
     """A stop token inside an accepted run cuts it there."""
     req = Req([1, 2])

@@ -208,8 +208,10 @@ class Runtime:
         output = result.logits_output
         width = result.speculative_num_draft_tokens
         checks.check_rows(output.hidden_states, len(batch.seq_lens) * width, self.tap.ring.layout.aux_width)
-        staged = Staged(output.hidden_states, output.next_token_logits, width, [], [])
-        setattr(result, STAGED, self.device.stage(staged, self.settings.topk))
+        staged = self.device.stage(
+            Staged(output.hidden_states, output.next_token_logits, width, [], []), self.settings.topk
+        )
+        setattr(result, STAGED, staged and self.tap.stage(batch.reqs, staged))
 
     def running(self) -> int:
         """Requests in the running batch."""

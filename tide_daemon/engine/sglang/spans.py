@@ -22,6 +22,7 @@ class Span:
     count: int
     logit_row: int  # of row 0; -1: only a prompt's last row has logits, at `last_logit_row`
     last_logit_row: int
+    finished: bool  # the request was over with this batch
 
 
 @dataclass(slots=True)

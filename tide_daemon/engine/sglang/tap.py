@@ -14,11 +14,16 @@ Row j of a verify block was fed the request's token P + n - 1 + j (P prompt toke
 the step) and predicts the next one; of the a tokens that the step added, rows 0..a-1 are the accepted
 ones (srt/speculative/eagle_worker_common.py, run_eagle_verify; chains only, topk 1).
 
+Commits of single steps would run with cold caches behind each forward pass: 2.0 ms with 8 requests where a warm loop
+takes 0.9 (measured; see ops/decisions/0006). So steps of plain decoding are kept, _MERGED of them at most, until a
+request ends, a step drafts or a prefill comes; their top-k is computed at once, while the logits are in the cache.
+
 Letters: n rows, b requests in the batch, w rows of a verify block, A*H aux width, V vocabulary.
 """
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +38,7 @@ from tide_daemon.engine.sglang.spans import Span, Waiting, tokens_of, visible_le
 from tide_daemon.engine.sglang.staged import Staged
 from tide_daemon.engine.sglang.topk import TopLogprobs
 
+_MERGED = 8
 _MAX_WAITING = 8
 """Batches whose copies may be under way. A GPU that is that far behind costs rows, not time."""
 
@@ -56,6 +62,7 @@ class Tap:
         self._prefixes = prefixes
         self.draft_version = 0
         self.num_opted_out = 0
+        self._kept: list[tuple[list[Span], Staged, int, float]] = []  # with draft version and time
         self._waiting: deque[Waiting] = deque()
         self._waiting_rows = 0
         layout = ring.layout
@@ -72,8 +79,20 @@ class Tap:
                 self.num_opted_out += 1
         return state if isinstance(state, Tracked) and not state.ended else None
 
+    def stage(self, reqs: list[Any], staged: Staged) -> Staged:
+        """A verification with its top-k instead of its logits, where every row will be written.
+
+        Those are batches with one row a request, of captured requests alone.
+        """
+        if self._top is None or staged.logits is None or staged.width != 1:
+            return staged
+        tracked = [self.tracked(req) for req in reqs]
+        if not all(one is not None and one.plain_logits for one in tracked):
+            return staged
+        return replace(staged, logits=None, top=self._top(staged.logits, torch.arange(len(reqs))))
+
     def commit_verify(self, reqs: list[Any], staged: Staged, lengths_before: list[int]) -> None:
-        """Write the accepted rows of a verification.
+        """Write the accepted rows of a verification, or keep them to be written with those of the next ones.
 
         Args:
             lengths_before: generated tokens of each request before the result was processed.
@@ -86,10 +105,13 @@ class Tap:
             added = visible_length(req) - before
             if staged.width > 1 and added > 0:
                 self._count(tracked.workload, added)
-            source = index * staged.width
-            span = Span(tracked, req, source, len(req.origin_input_ids) + before - 1, added, source, -1)
-            self._add(spans, span)
-        self._write(spans, staged)
+            source, position = index * staged.width, len(req.origin_input_ids) + before - 1
+            spans.append(Span(tracked, req, source, position, added, source, -1, req.finished()))
+        self._kept.append((spans, staged, self.draft_version, time.time()))
+        # Without logits, and on the CPU already, it is small enough to be kept for a while.
+        light = staged.width == 1 and staged.logits is None and staged.is_ready()
+        if not light or len(self._kept) >= _MERGED or any(span.finished for span in spans):
+            self.flush()
 
     def commit_prefill(self, reqs: list[Any], staged: Staged) -> None:
         """Write the rows of a prefill, or of one chunk of it."""
@@ -99,9 +121,21 @@ class Tap:
             extend = staged.extend_lens[index]
             tracked = self.tracked(req)
             if tracked is not None:
-                self._add(spans, Span(tracked, req, source, staged.prefix_lens[index], extend, -1, index))
+                spans.append(Span(tracked, req, source, staged.prefix_lens[index], extend, -1, index, req.finished()))
             source += extend
-        self._write(spans, staged)
+        self._kept.append((spans, staged, self.draft_version, time.time()))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write everything that is on the CPU by now into the ring, in order."""
+        kept, self._kept = self._kept, []
+        for spans, staged, version, at in kept:
+            wanted: list[Span] = []
+            for span in spans:
+                if not span.tracked.ended:
+                    self._add(wanted, span)
+            self._write(wanted, staged, version, at)
+        self._write_waiting()
 
     def _count(self, workload: str, num_tokens: int) -> None:
         """One drafted chain of a workload; beyond as many as the ring can name all count as unlabelled."""
@@ -129,14 +163,14 @@ class Tap:
             span.count = min(span.count, limit - tracked.num_rows)
         if span.count > 0:
             spans.append(span)
-        elif span.req.finished():
+        elif span.finished:
             self._end(tracked)
 
     def _lose(self, tracked: Tracked, num_rows: int) -> None:
         self.ring.count_dropped(num_rows, 0 if tracked.gap else 1)
         tracked.gap = True
 
-    def _write(self, spans: list[Span], staged: Staged) -> None:
+    def _write(self, spans: list[Span], staged: Staged, version: int, at: float) -> None:
         free = self.ring.free_slots() - self._waiting_rows if len(self._waiting) < _MAX_WAITING else 0
         written: list[Span] = []
         for span in spans:
@@ -153,29 +187,29 @@ class Tap:
             else:
                 self._lose(span.tracked, span.count)
         if written:
-            self._waiting.append(self._described(written, staged))
+            self._waiting.append(self._described(written, staged, version, at))
             self._waiting_rows += sum(span.count for span in written)
         else:
             staged.release()
-        self.flush()
+        self._write_waiting()
 
     def _finish_span(self, span: Span, dropped: int) -> None:
         tracked = span.tracked
         tracked.num_rows += span.count
         limit = self.settings.max_rows
-        tracked.ended = span.req.finished() or bool(limit and tracked.num_rows >= limit)
+        tracked.ended = span.finished or bool(limit and tracked.num_rows >= limit)
         if dropped:
             tracked.ended = False  # an end without its rows is for a marker, when there is room
 
-    def _described(self, spans: list[Span], staged: Staged) -> Waiting:
+    def _described(self, spans: list[Span], staged: Staged, version: int, at_time: float) -> Waiting:
         """The rows of `spans` without their states."""
         columns = self.ring.columns
         total = sum(span.count for span in spans)
         source = torch.tensor([row for span in spans for row in range(span.source, span.source + span.count)])
         small = [name for name in columns if name != "aux"]
         rows = {name: np.empty((total, *columns[name].shape[1:]), columns[name].dtype) for name in small}
-        rows["captured_at"].fill(time.time())
-        rows["draft_version"].fill(self.draft_version)
+        rows["captured_at"].fill(at_time)
+        rows["draft_version"].fill(version)
         rows["topk_ids"].fill(-1)
         rows["topk_logprobs"].fill(0)
         waiting = Waiting(rows, source, [], [], staged)
@@ -188,8 +222,7 @@ class Tap:
             at += span.count
         return waiting
 
-    def flush(self) -> None:
-        """Copy what is on the CPU by now into the ring, in order."""
+    def _write_waiting(self) -> None:
         while self._waiting and self._waiting[0].staged.is_ready():
             waiting = self._waiting.popleft()
             count = len(waiting.source)
