@@ -134,7 +134,7 @@ def decode(tap: Tap, reqs: list[Req], tokens: list[int], start: int, finish: tup
 
 
 def test_plain_steps_are_written_together(tap: Tap, ring: tuple[RingWriter, RingReader]) -> None:
-    """Nothing of a few plain steps is in the ring; once a request ends all of it is, as if each had been written alone."""
+    """Nothing of a few plain steps is in the ring; once a request ends all of it is, as if each was written alone."""
     a, b = Req([1, 2], "a"), Req([5], "b")
     prefill(tap, [a, b], [0, 0], [2, 1], [3, 6])
     assert len(ring[1].take(100)["position"]) == 3
