@@ -131,6 +131,24 @@ def _refuse_rare(
         )
 
 
+def _gathered(cache: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The plan's rows of a cache, [B * Hk, L, D], valid until the next call.
+
+    All layers use one block of memory, for their keys and then for their values: it stays in the core's own cache. The
+    allocator would give blocks here and there once other tensors live as long as a step.
+    """
+    global _block
+    size = cache.shape[-1]
+    numel = plan.slots.numel() * size
+    if _block.numel() < numel or _block.dtype != cache.dtype:
+        _block = torch.empty(numel + numel // 4, dtype=cache.dtype)
+    rows = torch.index_select(cache.view(-1, size), 0, plan.slots, out=_block[:numel].view(-1, size))
+    return rows.view(-1, plan.num_keys, size)
+
+
+_block = torch.empty(0)
+
+
 def _attend(
     q: torch.Tensor,
     o: torch.Tensor,
@@ -145,22 +163,23 @@ def _attend(
     num_heads, head_size = q.shape[1:]
     num_kv_heads = k_buffer.shape[1]
     group = num_heads // num_kv_heads
-    keys = k_buffer.view(-1, head_size).index_select(0, plan.slots).view(-1, num_keys, head_size)
-    values = v_buffer.view(-1, v_buffer.shape[-1]).index_select(0, plan.slots).view(-1, num_keys, v_buffer.shape[-1])
     # [B, Hk, N, G, D]: heads that share keys become rows of one product.
     query = q.view(num_requests, num_rows, num_kv_heads, group, head_size).transpose(1, 2)
     query = query.reshape(num_requests * num_kv_heads, num_rows * group, head_size)
     if num_rows >= _MANY_ROWS and logit_cap == 0:
+        keys, values = (cache.view(-1, cache.shape[-1]).index_select(0, plan.slots) for cache in (k_buffer, v_buffer))
+        keys, values = keys.view(-1, num_keys, head_size), values.view(-1, num_keys, v_buffer.shape[-1])
         bias = torch.zeros(num_requests, 1, num_rows, 1, num_keys, dtype=q.dtype)
         bias[..., plan.first_hidden :].masked_fill_(plan.hidden, float("-inf"))
         bias = bias.expand(-1, num_kv_heads, -1, group, -1).reshape(-1, num_rows * group, num_keys)
         out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
     else:
-        scores = torch.bmm(query * scaling, keys.transpose(1, 2))
+        scores = torch.bmm(query * scaling, _gathered(k_buffer, plan).transpose(1, 2))
         if logit_cap > 0:
             scores = scores.div_(logit_cap).tanh_().mul_(logit_cap)
         by_row = scores.view(num_requests, num_kv_heads, num_rows, group, num_keys)
         by_row[..., plan.first_hidden :].masked_fill_(plan.hidden, float("-inf"))
-        out = torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), values)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        out = torch.bmm(weights, _gathered(v_buffer, plan))
     out = out.view(num_requests, num_kv_heads, num_rows, group, -1).transpose(1, 2)
     o.view(num_requests, num_rows, num_kv_heads, group, -1).copy_(out)
