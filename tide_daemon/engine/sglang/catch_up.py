@@ -3,7 +3,7 @@
 SGLang fills it at each step with one pass of the draft over one token a request. On a CPU such a pass costs
 as much as a pass over dozens of tokens: 4% of a plain step at batch 1, 6% at batch 8 (measured; see
 ops/decisions/0005-draft-kv-at-zero-steps.md). So on a CPU it is skipped at 0 steps, the aux states of the
-skipped positions are kept by reference, and one prefill-like pass makes up for them:
+skipped positions are copied aside, and one prefill-like pass makes up for them:
 
 - for every request of a batch that is about to draft, and
 - while speculation is in use at some batch size, for requests that have `FLUSH_AT` positions to make up
@@ -20,7 +20,6 @@ batch that looks like a chunk of a prefill. Only without overlap scheduling: dra
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -36,17 +35,40 @@ FLUSH_AT: Final = 64
 KEEP_AT_MOST: Final = 256
 
 
-@dataclass(slots=True)
 class Skipped:
     """Consecutive positions of one request whose draft KV is missing.
 
+    The states are copies: a reference to each step's own tensor would leave small blocks that live long all over the
+    heap, and the forward passes' large ones would have to go around them.
+
     Attributes:
-        start: the first one.
-        states: for each, the batch's aux states and the row in them.
+        start: the first position.
+        count: how many.
     """
 
-    start: int
-    states: list[tuple[Tensor, int]] = field(default_factory=list)
+    __slots__ = ("_states", "count", "start")
+
+    def __init__(self, start: int, like: Tensor) -> None:
+        self.start = start
+        self.count = 0
+        self._states = like.new_empty((FLUSH_AT, like.shape[-1]))
+
+    @property
+    def end(self) -> int:
+        """The first position behind them."""
+        return self.start + self.count
+
+    @property
+    def states(self) -> Tensor:
+        """[count, A*H]."""
+        return self._states[: self.count]
+
+    def add(self, state: Tensor) -> None:
+        """The state [A*H] of the next position."""
+        if self.count == len(self._states):
+            self._states = torch.cat([self._states, torch.empty_like(self._states)])
+        self._states[self.count].copy_(state)
+        self.count += 1
 
 
 def remember(reqs: Sequence[Any], positions: Sequence[int], aux: Tensor) -> None:
@@ -56,12 +78,12 @@ def remember(reqs: Sequence[Any], positions: Sequence[int], aux: Tensor) -> None
             continue
         skipped = req.__dict__.get(ATTRIBUTE)
         if skipped is None:
-            skipped = Skipped(position)
+            skipped = Skipped(position, aux)
             setattr(req, ATTRIBUTE, skipped)
-        if skipped.start + len(skipped.states) != position or len(skipped.states) >= KEEP_AT_MOST:
+        if skipped.end != position or skipped.count >= KEEP_AT_MOST:
             give_up([req])
         else:
-            skipped.states.append((aux, row))
+            skipped.add(aux[row])
 
 
 def give_up(reqs: Sequence[Any]) -> None:
@@ -84,7 +106,7 @@ def due(reqs: Sequence[Any], num_steps: int, in_use: bool) -> list[int]:
     if not num_steps and not in_use:
         return []
     found = ((index, req.__dict__.get(ATTRIBUTE)) for index, req in enumerate(reqs))
-    return [index for index, skipped in found if skipped is not None and len(skipped.states) >= least]
+    return [index for index, skipped in found if skipped is not None and skipped.count >= least]
 
 
 def run(draft_worker: Any, batch: Any, which: Sequence[int]) -> None:
@@ -92,13 +114,11 @@ def run(draft_worker: Any, batch: Any, which: Sequence[int]) -> None:
     reqs = [batch.reqs[index] for index in which]
     skipped = [req.__dict__[ATTRIBUTE] for req in reqs]
     index = torch.tensor(which)
-    lengths = [len(one.states) for one in skipped]
-    ends = [one.start + count for one, count in zip(skipped, lengths, strict=True)]
-    if batch.seq_lens_cpu[index].tolist() != ends:
+    if batch.seq_lens_cpu[index].tolist() != [one.end for one in skipped]:
         give_up(reqs)
         return
-    aux = torch.stack([states[row] for one in skipped for states, row in one.states])
-    made_up = _like_a_prefill(batch, reqs, index, [one.start for one in skipped], lengths)
+    aux = torch.cat([one.states for one in skipped])
+    made_up = _like_a_prefill(batch, reqs, index, [one.start for one in skipped], [one.count for one in skipped])
     spec = batch.spec_info
     with draft_tp_context(draft_worker.parallel_layout):
         filled = draft_worker._draft_extend_for_prefill(made_up, aux, spec.bonus_tokens[index])
