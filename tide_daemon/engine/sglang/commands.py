@@ -51,7 +51,7 @@ class Commands:
         ring = runtime.tap.ring if runtime.tap else None
         return {
             "pid": os.getpid(),
-            "epoch": ring.epoch if ring else os.getpid(),
+            "epoch": self._epoch(),
             "ring_path": str(ring.path) if ring else "",
             "facts": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(runtime.facts).items()}
             if runtime.facts
@@ -64,6 +64,7 @@ class Commands:
         runtime = self._runtime
         tap, swapper = runtime.tap, runtime.swapper
         return {
+            "epoch": self._epoch(),
             "features": {name: runtime.enabled(name) for name in FEATURES},
             "version": swapper.current.version if swapper else NO_DRAFT,
             "digest": swapper.current.digest if swapper else "",
@@ -79,6 +80,11 @@ class Commands:
             "num_errors": runtime.num_errors,
             "problems": list(runtime.problems),
         }
+
+    def _epoch(self) -> int:
+        """Another one in each process."""
+        tap = self._runtime.tap
+        return int(tap.ring.epoch) if tap else os.getpid()
 
     def set_steps(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the steps table."""

@@ -134,7 +134,7 @@ class SglangEngine:
         """Follow an engine that somebody else starts and ends."""
         self._starts = 1
         while True:
-            self._healthy = await self._link.connect()
+            self._healthy = await self._link.answers()
             await asyncio.sleep(_PROBE_INTERVAL_S)
 
     async def _supervise(self) -> None:
@@ -208,7 +208,7 @@ class SglangEngine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), _WATCH_INTERVAL_S)
             await asyncio.to_thread(trim_log, self._settings.run_dir)
-            if not process.alive() or await self._link.connect() or await self._serves():
+            if not process.alive() or await self._link.answers() or await self._serves():
                 silent_since = None
                 continue
             silent_since = silent_since or time.monotonic()

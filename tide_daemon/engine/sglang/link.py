@@ -29,6 +29,7 @@ _TAKE_BYTES = 16 << 20
 _SWAP_TIMEOUT_S = 90.0
 _PROBE_TIMEOUT_S = 2.0
 _PATIENCE_S = 15.0
+_FRESH_S = 3.0
 """An engine that was heard of so recently counts as it was then: a long prefill holds its control thread up for
 seconds on a busy machine, and "down" costs a draft its rollout. That the process has ended is noticed elsewhere."""
 
@@ -96,6 +97,14 @@ class EngineLink:
             return False
         self.problem = ""
         return True
+
+    async def answers(self) -> bool:
+        """Whether the engine answers. It is asked only when no statistics have come lately: each call takes its
+        interpreter from the step loop for a moment.
+        """
+        if not self.problem and time.monotonic() - self._heard_at < _FRESH_S:
+            return True
+        return await self.connect()
 
     def _open(self, rank: _Rank, hello: dict[str, Any]) -> None:
         epoch = int(hello["epoch"])
@@ -185,10 +194,19 @@ class EngineLink:
         return self._last if time.monotonic() - self._heard_at < _PATIENCE_S else None
 
     async def _ask_stats(self, starts: int, problem: str) -> EngineStats | None:
-        if not await self.connect():
+        paths = {path.name for path in self._run_dir.glob("ctl-*.sock")}
+        connected = (
+            paths == self._ranks.keys() and all(rank.epoch for rank in self._ranks.values()) and not self.problem
+        )
+        if not (paths and connected) and not await self.connect():
             return None
         try:
             answers = [await rank.control.call("stats", _PROBE_TIMEOUT_S) for rank in self._ranks.values()]
+            if any(a.get("epoch") != rank.epoch for a, rank in zip(answers, self._ranks.values(), strict=True)):
+                # Another process than the one that said hello, or one of a release that does not tell here.
+                if not await self.connect():
+                    return None
+                answers = [await rank.control.call("stats", _PROBE_TIMEOUT_S) for rank in self._ranks.values()]
             return self._summary(answers, starts, problem)
         except (EngineError, KeyError, TypeError, ValueError) as error:
             self.problem = f"the engine's statistics cannot be read: {error}"
