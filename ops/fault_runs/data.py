@@ -1,6 +1,7 @@
 """Hostile and damaged data on the real subjects."""
 
 import asyncio
+import functools
 import json
 import time
 from collections.abc import Iterable
@@ -109,11 +110,7 @@ async def parts_truncated_duplicated_reordered(run: Inflicting) -> None:
         if order == "truncated":
             await _never_runs(run, version, 60.0)
         else:
-
-            async def runs(version: int = version) -> bool:
-                return bool((await run.stage.role("server"))["draft_version"] == version)
-
-            await run.until(f"the {order} draft runs for a while", runs, 60.0)
+            await run.until(f"the {order} draft runs for a while", functools.partial(_runs, run, version), 60.0)
         await run.until("the fleet is steady again", run.stage.is_converged, 180.0)
 
 
@@ -122,20 +119,30 @@ async def draft_loads_but_is_wrong(run: Inflicting) -> None:
     async with run.stage.bus() as bus:
         version = await _claim(bus, made.digest)
         await _publish_draft(run, bus, version, made)
+    run.expect(
+        "the server runs it",
+        "server",
+        lambda status: status["roles"]["server"]["snapshot"]["draft_version"] == version,
+        lambda metrics: metrics["tide_draft_version"] == version,
+    )
+    if not await run.until("it is promoted and runs", lambda: _runs(run, version), 120.0):
+        return
     since = time.monotonic()
 
     async def harmless() -> bool:
         """It was rolled back, or nothing is drafted with it."""
         server, controller = await run.stage.role("server"), await run.stage.role("controller")
-        judged = (
-            version in [each.version for each in run.observer.reports[-1:]] or controller["serving_version"] != version
-        )
-        return judged or (
-            server["draft_version"] == version and server["num_steps"] == 0 and time.monotonic() - since > 20
-        )
+        if server["draft_version"] != version:
+            return bool(controller["serving_version"] != version)
+        return bool(server["num_steps"] == 0 and time.monotonic() - since > 20)
 
     await run.until("it is rolled back or switched off", harmless, 240.0)
+    run.notes["harmless_after_s"] = round(time.monotonic() - since, 1)
     run.notes["served"] = (await run.stage.role("controller"))["serving_version"] == version
+
+
+async def _runs(run: Inflicting, version: int) -> bool:
+    return bool((await run.stage.role("server"))["draft_version"] == version)
 
 
 async def _publish_and_look(

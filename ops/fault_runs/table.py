@@ -229,7 +229,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "two-trainers-one-name",
         "trainer",
-        "a second trainer with the same name, on other files, for 30 s",
+        "a second trainer with the same name, on other files, until both have published a draft",
         "chunks go to one of the two; no version has two contents",
     ),
     # The controller.
