@@ -310,7 +310,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "prompts-at-the-context-limit",
         "load",
-        "prompts of the context's length, one more, and far more",
+        "prompts that just fit, of the whole context's length, and of four times that",
         "those that fit are answered, others refused with a message; nothing else happens",
         needs=_SGLANG,
     ),
