@@ -135,6 +135,11 @@ class Inflicting:
                         item.in_metrics |= holds(item.metrics, metrics)
             await asyncio.sleep(_LOOK_S)
 
+    @property
+    def expects(self) -> bool:
+        """Whether the fault is one that pages and metrics must tell."""
+        return bool(self._expected)
+
     def unreported(self) -> list[str]:
         """What was expected and not seen."""
         return [
@@ -190,7 +195,7 @@ async def inflict(
     if stage.num_restarts > num_restarts:
         run.notes["daemons_that_ended_by_themselves"] = stage.num_restarts - num_restarts
     outcome.unreported = run.unreported()
-    outcome.reported = not outcome.unreported
+    outcome.reported = not outcome.unreported if run.expects else None
     outcome.broken, outcome.notes = run.broken, run.notes
     return outcome
 
