@@ -94,9 +94,10 @@ async def port_taken(run: Inflicting) -> None:
         async def told() -> bool:
             said = " ".join((await stage.role("server"))["problems"])
             run.notes["said"] = said[-400:]
-            return "address already in use" in said
+            return "address already in use" in said.lower()
 
         await run.until("the daemon says why SGLang does not start", told, 300.0)
+        await asyncio.sleep(20.0)  # it tries again meanwhile
     run.over()
     await run.until("SGLang serves again", _engine_ready(run, pid), 400.0)
 

@@ -158,7 +158,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "port-taken",
         "server_node",
-        "SGLang is killed and another program listens at its port until a new SGLang has failed for it",
+        "SGLang is killed and another program listens at its port until 20 s after the daemon has said so",
         "the daemon says why SGLang does not start and starts it once the port is free",
         clients_may_fail=True,
         needs=_SGLANG,
