@@ -44,18 +44,26 @@ class Samples:
         """Distinct chunks."""
         return len(self._seen)
 
-    def missing(self, stored: Counter[Chunk]) -> tuple[int, int, int]:
-        """How many acknowledged chunks are not stored, how many others are not, and how many are stored twice."""
+    def by_now(self) -> frozenset[Chunk]:
+        """What was seen so far: once all that waited is taken, it is stored or lost; what comes later may wait."""
+        return frozenset(self._seen)
+
+    def missing(self, stored: Counter[Chunk], taken: frozenset[Chunk]) -> tuple[int, int, int]:
+        """How many acknowledged chunks are not stored, how many others are not, and how many are stored twice.
+
+        Args:
+            taken: which of those that nobody acknowledged must be stored by now, see `by_now`.
+        """
         lost = self._seen - stored.keys()
         return (
             len(lost & self._acknowledged),
-            len(lost - self._acknowledged),
+            len((lost & taken) - self._acknowledged),
             sum(count > 1 for count in stored.values()),
         )
 
-    def forget_missing(self, stored: Counter[Chunk]) -> None:
+    def forget_missing(self, stored: Counter[Chunk], taken: frozenset[Chunk]) -> None:
         """What is lost has been counted; begin anew with the rest."""
-        for chunk in self._seen - stored.keys():
+        for chunk in (self._seen - stored.keys()) & (self._acknowledged | taken):
             self._seen.discard(chunk)
             self._acknowledged.discard(chunk)
         self._at = {sequence: chunk for sequence, chunk in self._at.items() if chunk in self._seen}
@@ -73,10 +81,14 @@ class Drafts:
         known = self._digests.setdefault(version, digest)
         self.num_contradictions += known != digest
 
-    def missing(self, present: Mapping[int, str], forgotten: Iterable[int] = ()) -> int:
-        """How many manifests are gone or changed. `forgotten`: versions that the trainer purged by its rule."""
-        gone = {version for version, digest in self._digests.items() if present.get(version) != digest}
-        return len(gone - set(forgotten))
+    def by_now(self) -> dict[int, str]:
+        """Digest by version, of those seen so far."""
+        return dict(self._digests)
+
+
+def missing_drafts(seen: Mapping[int, str], present: Mapping[int, str]) -> int:
+    """How many manifests are gone or changed. `seen` must be known before `present` is read: drafts keep coming."""
+    return sum(present.get(version) != digest for version, digest in seen.items())
 
 
 def applied_twice(reports: Iterable[NodeReport]) -> int:

@@ -32,7 +32,8 @@ async def prompts_at_the_context_limit(run: Inflicting) -> None:
 
 
 async def clients_vanish_mid_stream(run: Inflicting) -> None:
-    async def vanish(number: int) -> None:
+    async def vanish(number: int) -> bool:
+        """Whether the answer was cut off before its end."""
         body = {
             "model": "default",
             "messages": [{"role": "user", "content": f"{PROMPTS[number % len(PROMPTS)]} ({number})"}],
@@ -49,9 +50,12 @@ async def clients_vanish_mid_stream(run: Inflicting) -> None:
                 if pieces > 2:
                     assert response.connection is not None and response.connection.transport is not None
                     response.connection.transport.abort()
-                    return
+                    return True
+        return False
 
-    await asyncio.gather(*(vanish(number) for number in range(50)), return_exceptions=True)
+    results = await asyncio.gather(*(vanish(number) for number in range(50)), return_exceptions=True)
+    others = [each for each in results if each is not True]
+    run.check(f"{len(others)} of 50 did not vanish: {others[:1]}", not others)
     run.over()
 
     async def quiet() -> bool:

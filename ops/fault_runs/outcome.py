@@ -15,7 +15,7 @@ class Outcome:
             no client could be asked (a modelled engine).
         acknowledged_lost: samples, drafts and decisions together, see ledger.py.
         recovered, recovery_s: from the moment at which the outside cause was gone.
-        reported: pages and metrics both said so.
+        reported: pages and metrics both said so; None where nothing is wrong that they could say.
         extra_latency_s: median and 95th percentile of whole requests, over those of the seconds before the fault.
         client_requests: how many were answered meanwhile.
         unacknowledged_lost: samples that the broker lost before any trainer had acknowledged them.
@@ -32,7 +32,7 @@ class Outcome:
     acknowledged_lost: int = 0
     recovered: bool = False
     recovery_s: float | None = None
-    reported: bool = False
+    reported: bool | None = False
     extra_latency_s: dict[str, float] | None = None
     client_requests: int | None = None
     unacknowledged_lost: int = 0
@@ -48,7 +48,7 @@ class Outcome:
         return (
             not self.not_run
             and self.recovered
-            and self.reported
+            and self.reported is not False
             and not self.broken
             and not self.acknowledged_lost
             and not self.applied_twice
@@ -82,5 +82,5 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.acknowledged_lost),
         str(outcome.applied_twice),
         "never" if outcome.recovery_s is None else f"{outcome.recovery_s:.1f} s",
-        "yes" if outcome.reported else "NO",
+        {True: "yes", False: "NO", None: "-"}[outcome.reported],
     )

@@ -21,7 +21,7 @@ what is done and what must hold; `--only NAME` runs one. What counts as lost or 
 Written by `ops/faults --page`. A row stands for its newest run, with SGLang if there was one; rows that were never run
 say so. *Back after* counts from the moment at which the outside cause was gone. *Latency* is the median of whole
 requests over that of the ten seconds before. With the engine `modelled` there is no model and nobody to send requests
-to: no figures for clients.
+to: no figures for clients. *Reported* is empty where nothing is wrong that a page or a metric could say.
 *Unacknowledged* are samples that the broker lost before a trainer had acknowledged them, see `persist_async` in
 [topology.py](../tide_daemon/bus/topology.py).
 
@@ -78,7 +78,7 @@ def _row(name: str, row: Mapping[str, Any] | None) -> str:
         row["unacknowledged_lost"],
         row["applied_twice"],
         "never" if row["recovery_s"] is None else f"{row['recovery_s']:.1f} s",
-        "yes" if row["reported"] else "no",
+        {True: "yes", False: "no", None: ""}[row["reported"]],
         row["engine"],
         f"{row['at']}, {row['commit'][:7]}{'+' if row['commit'].endswith('+') else ''}",
     )

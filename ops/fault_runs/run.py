@@ -11,7 +11,7 @@ from demo_run.waiting import StartError
 
 from fault_runs import latency
 from fault_runs.clients import Clients
-from fault_runs.ledger import applied_twice
+from fault_runs.ledger import applied_twice, missing_drafts
 from fault_runs.observer import Observer
 from fault_runs.outcome import Outcome
 from fault_runs.stage import ROLES, Stage
@@ -135,6 +135,11 @@ class Inflicting:
                         item.in_metrics |= holds(item.metrics, metrics)
             await asyncio.sleep(_LOOK_S)
 
+    @property
+    def expects(self) -> bool:
+        """Whether the fault is one that pages and metrics must tell."""
+        return bool(self._expected)
+
     def unreported(self) -> list[str]:
         """What was expected and not seen."""
         return [
@@ -190,7 +195,7 @@ async def inflict(
     if stage.num_restarts > num_restarts:
         run.notes["daemons_that_ended_by_themselves"] = stage.num_restarts - num_restarts
     outcome.unreported = run.unreported()
-    outcome.reported = not outcome.unreported
+    outcome.reported = not outcome.unreported if run.expects else None
     outcome.broken, outcome.notes = run.broken, run.notes
     return outcome
 
@@ -235,12 +240,13 @@ async def _quietly(condition: Callable[[], Awaitable[bool]]) -> bool:
 async def _count(run: Inflicting, outcome: Outcome, num_reports: int, lost_before: int, doubled_before: int) -> None:
     """What was lost and what was done twice."""
     observer = run.observer
+    seen, drafts = observer.samples.by_now(), observer.drafts.by_now()
     run.check("the trainer takes what is waiting", await observer.drained())
     observer.check()
     stored = observer.stored()
-    lost_samples, unacknowledged, stored_twice = observer.samples.missing(stored)
-    observer.samples.forget_missing(stored)
-    lost_drafts = observer.drafts.missing(await observer.manifests())
+    lost_samples, unacknowledged, stored_twice = observer.samples.missing(stored, seen)
+    observer.samples.forget_missing(stored, seen)
+    lost_drafts = missing_drafts(drafts, await observer.manifests())
     lost, doubled, kinds = await observer.decisions()
     outcome.acknowledged_lost = lost_samples + lost_drafts + lost - lost_before
     outcome.unacknowledged_lost = unacknowledged

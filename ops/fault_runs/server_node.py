@@ -90,9 +90,14 @@ async def port_taken(run: Inflicting) -> None:
             except OSError:
                 await asyncio.sleep(0.1)
         taken.listen()
-        await asyncio.sleep(60.0)
-        problems = " ".join(map(str, (await stage.role("server")).get("problems", [])))
-        run.notes["said"] = problems[-400:]
+
+        async def told() -> bool:
+            said = " ".join((await stage.role("server"))["problems"])
+            run.notes["said"] = said[-400:]
+            return "address already in use" in said.lower()
+
+        await run.until("the daemon says why SGLang does not start", told, 300.0)
+        await asyncio.sleep(20.0)  # it tries again meanwhile
     run.over()
     await run.until("SGLang serves again", _engine_ready(run, pid), 400.0)
 

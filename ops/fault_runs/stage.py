@@ -284,12 +284,16 @@ class Stage:
         return ballast
 
     async def train(self, wanted: bool) -> None:
-        """Have the controller ask for rounds all the time, or not at all; it is started anew for that."""
+        """Have the controller ask for rounds all the time, or not at all."""
         tokens = 400 if wanted else 1 << 30
+        await self.control(train_min_tokens=tokens, train_shift_tokens=tokens)
+
+    async def control(self, **settings: object) -> None:
+        """Give the controller other settings; it is started anew if that changes any."""
         held = self.changes["controller"]["controller"]
-        if held["train_min_tokens"] == tokens:
+        if held == held | settings:
             return
-        held["train_min_tokens"] = held["train_shift_tokens"] = tokens
+        held |= settings
         await self.end("controller")
         await self.start_role("controller")
         await self.until("the controller leads", self._leads, 90.0)

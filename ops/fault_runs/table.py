@@ -158,7 +158,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "port-taken",
         "server_node",
-        "SGLang is killed and another program listens at its port for 60 s",
+        "SGLang is killed and another program listens at its port until 20 s after the daemon has said so",
         "the daemon says why SGLang does not start and starts it once the port is free",
         clients_may_fail=True,
         needs=_SGLANG,
@@ -229,7 +229,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "two-trainers-one-name",
         "trainer",
-        "a second trainer with the same name, on other files, for 30 s",
+        "a second trainer with the same name, on other files, until both have published a draft",
         "chunks go to one of the two; no version has two contents",
     ),
     # The controller.
@@ -310,7 +310,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "prompts-at-the-context-limit",
         "load",
-        "prompts of the context's length, one more, and far more",
+        "prompts that just fit, of the whole context's length, and of four times that",
         "those that fit are answered, others refused with a message; nothing else happens",
         needs=_SGLANG,
     ),

@@ -5,14 +5,17 @@ import math
 import os
 import resource
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
 from demo_run.stack import MODEL
 
 from fault_runs import hostile
+from fault_runs.observer import decoded
 from fault_runs.run import Inflicting
 from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import TrainerReport
 
 ROUND_LIMIT_S = 300.0
 
@@ -191,11 +194,13 @@ async def trainer_clock_jumps_a_day(run: Inflicting) -> None:
     )
     offset.write_text("86400")
     await asyncio.sleep(20.0)
+    run.check("the clock has jumped", await _reported_at(run) > time.time() + 80_000)
     shown = await stage.role("trainer")
     run.check(f"nothing is deleted: {shown['num_requests']} of {held} requests", shown["num_requests"] >= held)
     run.check("the controller sees it", (await stage.role("controller"))["num_trainers"] >= 1)
     offset.write_text("0")
     await asyncio.sleep(5.0)
+    run.check("the clock is right again", abs(await _reported_at(run) - time.time()) < 60)
     stage.environments.pop("trainer")
     await stage.end("trainer")
     await stage.start_role("trainer")
@@ -213,10 +218,18 @@ async def two_trainers_one_name(run: Inflicting) -> None:
         lambda status: status["roles"]["trainer"]["snapshot"]["num_requests"] > 0,
         lambda metrics: metrics["tide_store_requests"] > 0,
     )
-    await asyncio.sleep(30.0)
+    await stage.train(True)
+    names = ("trainer", "trainer-2")
+    before = {name: (await stage.role(name))["candidates_published"] for name in names}
+
+    async def both_published() -> bool:
+        return all([(await stage.role(name))["candidates_published"] > before[name] for name in names])
+
+    await run.until("both publish drafts", both_published, ROUND_LIMIT_S)
     await stage.end("trainer-2")
     stage.roles.pop("trainer-2")
     run.over()
+    await stage.train(False)
 
 
 _CLOCK = '''
@@ -271,6 +284,14 @@ async def _claims(run: Inflicting) -> list[int]:
                 break
             found.append(version)
     return found
+
+
+async def _reported_at(run: Inflicting) -> float:
+    """When the trainer made its newest report, by its own clock."""
+    async with run.stage.bus() as bus:
+        message = await bus.last(subjects.report(MODEL, "demo-trainer", "trainer"))
+    record = decoded(message) if message is not None else None
+    return record.at if isinstance(record, TrainerReport) else 0.0
 
 
 async def _second_ready(run: Inflicting) -> bool:

@@ -6,6 +6,7 @@ Last in its folder: it kills the session's SGLang.
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,21 @@ async def test_hook_that_does_not_take_leaves_serving_on(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+async def test_a_taken_port_is_reported_and_nothing_is_started(target: Path, short_dir: Path) -> None:
+    """Another program listens where SGLang shall: that is said at once, and no model is loaded meanwhile."""
+    settings = settings_for(target, short_dir)
+    with socket.create_server(("127.0.0.1", settings.port)):
+        engine = SglangEngine(settings)
+        await engine.start()
+        until = time.monotonic() + 20.0
+        while "in use" not in (said := " ".join((stats := await engine.stats()).problems)):
+            assert time.monotonic() < until, said
+            await asyncio.sleep(0.1)
+        await engine.stop(1.0)
+    assert f"127.0.0.1:{settings.port}" in said
+    assert stats.engine_starts == 0
 
 
 async def test_engine_that_cannot_start_is_retried_and_reported(target: Path, short_dir: Path) -> None:

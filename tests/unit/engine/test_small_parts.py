@@ -1,6 +1,7 @@
 """Steps table, step times, top log-probabilities, merging, rank commands, settings, target, start arguments."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tide_daemon.engine.sglang import ranks
 from tide_daemon.engine.sglang.merge import merge_steps, parse_steps
 from tide_daemon.engine.sglang.settings import PluginSettings, read_settings, write_settings
-from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, command, prepare
+from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, check_port, command, prepare
 from tide_daemon.engine.sglang.steps import Steps
 from tide_daemon.engine.sglang.target import default_aux_layers, target_spec
 from tide_daemon.engine.sglang.timing import Step, StepRecorder, StepTimes
@@ -272,3 +273,19 @@ def test_command_holds_ours_and_theirs(model_dir: Path, tmp_path: Path) -> None:
 def test_arguments_that_are_ours_or_cannot_work(arguments: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError):
         check_arguments(arguments)
+
+
+def test_a_taken_port_is_told_and_a_closing_connection_is_no_obstacle() -> None:
+    """Before the model is loaded for nothing; the connections of a server that has just ended do not count."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EngineError, match=f"127.0.0.1:{port}: .*in use"):
+            check_port("127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            taken.accept()[0].close()  # the side that closes first keeps the port for a minute
+            assert client.recv(1) == b""
+    with pytest.raises(OSError, match="in use"), socket.socket() as plain:
+        plain.bind(("127.0.0.1", port))
+    check_port("127.0.0.1", port)
+    with pytest.raises(EngineError, match=r"cannot listen at 192\.0\.2\.1"):
+        check_port("192.0.2.1", port)

@@ -4,7 +4,7 @@ from collections import Counter
 
 from fault_runs import latency
 from fault_runs.latency import Request
-from fault_runs.ledger import Drafts, Samples, applied_twice
+from fault_runs.ledger import Drafts, Samples, applied_twice, missing_drafts
 
 from tide_daemon.wire.records import NodeReport
 
@@ -22,10 +22,24 @@ def test_an_acknowledged_chunk_must_be_stored() -> None:
     samples.seen(1, A)
     samples.seen(2, B)
     samples.acknowledged_up_to(1)
-    assert samples.missing(Counter([A, B])) == (0, 0, 0)
-    assert samples.missing(Counter([B])) == (1, 0, 0)
-    assert samples.missing(Counter([A])) == (0, 1, 0)
-    assert samples.missing(Counter([A, B, B])) == (0, 0, 1)
+    seen = samples.by_now()
+    assert samples.missing(Counter([A, B]), seen) == (0, 0, 0)
+    assert samples.missing(Counter([B]), seen) == (1, 0, 0)
+    assert samples.missing(Counter([A]), seen) == (0, 1, 0)
+    assert samples.missing(Counter([A, B, B]), seen) == (0, 0, 1)
+
+
+def test_a_chunk_that_came_later_waits_and_is_not_lost() -> None:
+    """It is once it should have been taken, and at once if it was acknowledged."""
+    samples = Samples()
+    samples.seen(1, A)
+    seen = samples.by_now()
+    samples.seen(2, B)
+    assert samples.missing(Counter([A]), seen) == (0, 0, 0)
+    samples.forget_missing(Counter([A]), seen)
+    assert samples.missing(Counter([A]), samples.by_now()) == (0, 1, 0)
+    samples.acknowledged_up_to(2)
+    assert samples.missing(Counter([A]), seen) == (1, 0, 0)
 
 
 def test_a_place_that_another_chunk_took_is_not_an_acknowledgement_of_the_first() -> None:
@@ -36,9 +50,9 @@ def test_a_place_that_another_chunk_took_is_not_an_acknowledgement_of_the_first(
     samples.seen(2, B)
     samples.seen(2, C)
     samples.acknowledged_up_to(2)
-    assert samples.missing(Counter([A, C])) == (0, 1, 0)
-    samples.forget_missing(Counter([A, C]))
-    assert samples.missing(Counter([A, C])) == (0, 0, 0)
+    assert samples.missing(Counter([A, C]), samples.by_now()) == (0, 1, 0)
+    samples.forget_missing(Counter([A, C]), samples.by_now())
+    assert samples.missing(Counter([A, C]), samples.by_now()) == (0, 0, 0)
 
 
 def test_an_acknowledgement_may_be_seen_before_its_chunk() -> None:
@@ -46,7 +60,7 @@ def test_an_acknowledgement_may_be_seen_before_its_chunk() -> None:
     samples = Samples()
     samples.acknowledged_up_to(5)
     samples.seen(3, A)
-    assert samples.missing(Counter()) == (1, 0, 0)
+    assert samples.missing(Counter(), samples.by_now()) == (1, 0, 0)
 
 
 def test_the_floor_may_go_back_and_rise_again() -> None:
@@ -57,7 +71,7 @@ def test_the_floor_may_go_back_and_rise_again() -> None:
     samples.acknowledged_up_to(2)
     samples.acknowledged_up_to(1)
     samples.acknowledged_up_to(2)
-    assert samples.missing(Counter([A])) == (1, 0, 0)
+    assert samples.missing(Counter([A]), samples.by_now()) == (1, 0, 0)
 
 
 def test_a_version_stands_for_one_content() -> None:
@@ -67,9 +81,10 @@ def test_a_version_stands_for_one_content() -> None:
     drafts.seen(2, "y")
     drafts.seen(1, "x")
     assert drafts.num_contradictions == 0
-    assert drafts.missing({1: "x", 2: "y"}) == 0
-    assert drafts.missing({1: "x"}) == drafts.missing({1: "x", 2: "z"}) == 1
-    assert drafts.missing({2: "y"}, forgotten=[1]) == 0
+    seen = drafts.by_now()
+    drafts.seen(3, "w")  # after what is held against it was read
+    assert missing_drafts(seen, {1: "x", 2: "y"}) == missing_drafts(seen, {1: "x", 2: "y", 3: "w"}) == 0
+    assert missing_drafts(seen, {1: "x"}) == missing_drafts(seen, {1: "x", 2: "z"}) == 1
     drafts.seen(1, "z")
     assert drafts.num_contradictions == 1
 

@@ -1,5 +1,7 @@
 """The page of faults says what was seen and nothing else."""
 
+from dataclasses import replace
+
 from fault_runs import page
 from fault_runs.outcome import Outcome
 from fault_runs.table import FAULTS
@@ -26,9 +28,11 @@ def test_a_row_that_was_not_run_says_so_and_one_that_failed_says_why() -> None:
     good = Outcome("broker-killed", "sglang", "abcdef1234", "2026-01-01 00:00", client_errors=0, client_requests=9,
                    recovered=True, recovery_s=2.0, reported=True)  # fmt: skip
     bad = Outcome("sglang-killed", "sglang", "abcdef1234+", "2026-01-01 00:00", broken=["it did not come back"])
-    text = page.text({each.name: each.to_map() for each in (good, bad)})
+    quiet = replace(good, name="requests-500-at-once", reported=None)
+    text = page.text({each.name: each.to_map() for each in (good, bad, quiet)})
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "| pass | 0 of 9 |" in lines["broker-killed"] and "abcdef1 |" in lines["broker-killed"]
     assert "| **fail** |" in lines["sglang-killed"] and "abcdef1+" in lines["sglang-killed"]
+    assert "| yes | sglang |" in lines["broker-killed"] and "|  | sglang |" in lines["requests-500-at-once"]
     assert "it did not come back" in text
-    assert sum("| not run |" in line for line in lines.values()) == len(FAULTS) - 2
+    assert sum("| not run |" in line for line in lines.values()) == len(FAULTS) - 3

@@ -1,6 +1,7 @@
 """The table of faults, and what `ops/faults` makes of outcomes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_an_outcome_passes_only_when_all_holds(field: str, value: object) -> Non
     setattr(outcome, field, value)
     assert not outcome.passed
     assert "FAIL" in table([outcome])
+    assert good("two").passed and replace(good("two"), reported=None).passed
     if field == "broken":
         assert "one: it did not hold" in table([outcome])
 

@@ -23,7 +23,7 @@ from tide_daemon.engine.ring import remove_stale_rings
 from tide_daemon.engine.sglang.link import DOWN, EngineLink
 from tide_daemon.engine.sglang.process import EngineProcess, digest_of, last_log_lines, trim_log
 from tide_daemon.engine.sglang.settings import ring_prefix
-from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, command, prepare
+from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, check_port, command, prepare
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config, target_spec
 from tide_daemon.errors import EngineError, TideError
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
@@ -154,6 +154,7 @@ class SglangEngine:
             self._healthy, self._failed = False, True
             if self._process is not None:
                 await self._process.end(0.0)
+                self._process = None  # its id may become somebody else's
             self._clean_up()
             if time.monotonic() - started > _STABLE_S:
                 backoff = _FIRST_BACKOFF_S
@@ -172,6 +173,7 @@ class SglangEngine:
                 return left
             log.info("engine_replaced", pid=left.pid, reason="it runs with other arguments")
             await left.end(10.0)
+        await asyncio.to_thread(check_port, self._settings.host, self._settings.port)
         self._starts += 1
         process = EngineProcess.spawn(arguments, environment, run_dir)
         log.info("engine_started", pid=process.pid, starts=self._starts, arguments=list(arguments))

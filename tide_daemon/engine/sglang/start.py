@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from tide_daemon.engine.sglang.launch_env import launch
 from tide_daemon.engine.sglang.settings import ENGINE_DIR, PluginSettings, write_settings
 from tide_daemon.engine.sglang.target import prepare_placeholder
-from tide_daemon.errors import ConfigError
+from tide_daemon.errors import ConfigError, EngineError
 
 _STEPS_FILE = "steps.json"
 _PLACEHOLDER = "placeholder"
@@ -106,6 +107,24 @@ def command(settings: SglangSettings) -> tuple[tuple[str, ...], dict[str, str]]:
     if allowed and "tide" not in allowed.split(","):
         environment["SGLANG_PLUGINS"] = f"{allowed},tide"
     return completed.arguments, environment
+
+
+def check_port(host: str, port: int) -> None:
+    """See that SGLang can listen where it is told to: it would find out itself only once the model is loaded.
+
+    Raises:
+        EngineError: another program listens there, or the address is not one of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As servers do: connections of an earlier one that are not quite over are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise EngineError(f"SGLang cannot listen at {host}:{port}: {error}") from error
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
