@@ -8,7 +8,9 @@ obeys is behind engine/port.py.
 """
 
 import asyncio
+import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ from tide_daemon.roles.leadership import Leadership
 from tide_daemon.roles.leaving import Leaving
 from tide_daemon.roles.node_report import ReportBuilder
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import DesiredServer, ForgetSamples, NodeReport, Record, TargetSpec
+from tide_daemon.wire.records import DesiredServer, ForgetSamples, HiddenChunk, NodeReport, Record, TargetSpec
 
 log = structlog.get_logger()
 
@@ -127,6 +129,8 @@ class ServerRole:
         self._stats: EngineStats | None = None
         self._last_report: NodeReport | None = None
         self._accept_length: float | None = None
+        self._taken: deque[HiddenChunk] = deque()
+        self._leaves: HiddenChunk | None = None  # the one that is being encoded or waits for room
         self._rows_taken = 0
         self._chunks_refused = 0
         self._failed: dict[str, str] = {}
@@ -136,6 +140,9 @@ class ServerRole:
         """Run until `stop` is set, then stop the engine. Cancellation stops it as well."""
         async with self._chunks, self._reports:
             await self._run(stop)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ship_rest(), self._settings.flush_deadline_s)
+            self._leaving.end()
             await self._chunks.flush(self._settings.flush_deadline_s)
 
     async def _run(self, stop: asyncio.Event) -> None:
@@ -156,7 +163,6 @@ class ServerRole:
             for task in loops:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
-            self._leaving.end()
             await self._engine.stop(self._settings.stop_deadline_s)
 
     async def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -188,28 +194,48 @@ class ServerRole:
             await asyncio.gather(running, return_exceptions=True)
 
     async def _ship(self) -> None:
-        """Take ready chunks from the engine, encode them in a thread, wait for room in the outbox.
+        """Take ready chunks from the engine and hand them to the outbox.
 
         Nothing is taken before a broker has said how large a message may be; until then rows stay in the ring.
         """
         while True:
             limit = min(self._settings.chunk_bytes, self._bus.max_payload)
-            chunks = self._engine.take_chunks(limit) if limit > 0 and self._engine.spec is not None else []
-            for taken in chunks:
-                chunk = self._leaving.prepare(taken)
-                if chunk is None:
-                    continue
-                try:
-                    data = await asyncio.to_thread(envelope.encode, chunk)
-                except ValueError as error:  # states that the codec cannot carry, like infinities under int8
-                    self._chunks_refused += 1
-                    self._report.note(f"a chunk could not be encoded and was dropped: {error}")
-                    continue
-                await self._chunks.put(*message(chunk.spec.model, chunk, data))
-                self._rows_taken += len(chunk.token_ids)
-                self._leaving.left(chunk, len(data))
-            if not chunks:
+            if self._is_shipping():
+                await self._ship_one()
+            elif limit > 0 and self._engine.spec is not None and (taken := self._engine.take_chunks(limit)):
+                self._taken.extend(taken)
+            else:
                 await asyncio.sleep(self._settings.drain_interval_s)
+
+    def _is_shipping(self) -> bool:
+        return self._leaves is not None or bool(self._taken)
+
+    async def _ship_one(self) -> None:
+        """Encode the next chunk in a thread and wait for room in the outbox. Begun again where it was cancelled."""
+        if self._leaves is None:
+            self._leaves = self._leaving.prepare(self._taken.popleft())
+        chunk = self._leaves
+        if chunk is None:
+            return
+        try:
+            data = await asyncio.to_thread(envelope.encode, chunk)
+            await self._chunks.put(*message(chunk.spec.model, chunk, data))
+        except ValueError as error:  # states that the codec cannot carry, like infinities under int8
+            self._leaves = None
+            self._chunks_refused += 1
+            self._report.note(f"a chunk could not be encoded and was dropped: {error}")
+            return
+        except Exception:
+            self._leaves = None  # or it would stand in the way of all others
+            raise
+        self._leaves = None
+        self._rows_taken += len(chunk.token_ids)
+        self._leaving.left(chunk, len(data))
+
+    async def _ship_rest(self) -> None:
+        """What was taken from the ring is nowhere else."""
+        while self._is_shipping():
+            await self._ship_one()
 
     async def _observe(self) -> None:
         """Converge the engine and report, at the report's pace."""

@@ -1,7 +1,10 @@
 """The server role on the modelled engine: serving goes on whatever fails beside it."""
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import server
 from tide_daemon.roles.server import ServerRole, ServerSettings
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import DesiredServer, HiddenChunk, NodeReport, StepStats, TargetSpec
+from tide_daemon.wire.records import DesiredServer, HiddenChunk, NodeReport, Record, StepStats, TargetSpec
 
 MODEL = TINY_TARGET.model
 SETTINGS = ServerSettings("n1", drain_interval_s=0.01, report_interval_s=0.05, flush_deadline_s=0.2)
@@ -90,6 +93,42 @@ async def test_nothing_is_taken_before_a_broker_said_how_much_it_takes(bus: Sile
     stop.set()
     await asyncio.wait_for(running, 10)
     assert engine.num_stops == 1
+
+
+async def test_what_was_taken_is_published_before_the_end(bus: SilentBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that are out of the ring are nowhere else: a stop while the first of them is encoded loses none."""
+    settings = ModelledSettings(TINY_TARGET, "n1", traffic=lambda now: Traffic("chat", 8), response_tokens=8)
+    engine = WatchedEngine(settings, Clock())
+    stop, encoded, taken = asyncio.Event(), envelope.encode, []
+    encode_slowly = threading.Event()
+
+    def encode(record: Record) -> bytes:
+        if isinstance(record, HiddenChunk):
+            encode_slowly.wait(1.0)
+        return encoded(record)
+
+    def take_chunks(max_bytes: int) -> list[HiddenChunk]:
+        if taken or len(chunks := ModelledEngine.take_chunks(engine, max_bytes)) < 3:
+            return []
+        taken.extend(chunks)
+        stop.set()
+        return chunks
+
+    monkeypatch.setattr(server.envelope, "encode", encode)
+    monkeypatch.setattr(engine, "take_chunks", take_chunks)
+    bus.reached = True
+    role = ServerRole(bus, engine, no_draft, replace(SETTINGS, drain_interval_s=0.5, flush_deadline_s=20.0))
+    running = asyncio.create_task(role.run(stop))
+    await asyncio.wait_for(stop.wait(), 20)
+    await asyncio.sleep(0.05)
+    encode_slowly.set()
+    await asyncio.wait_for(running, 20)
+    published = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.5):
+            async for _ in bus.tail(subjects.hidden(MODEL, "n1"), since="all"):
+                published += 1
+    assert published == len(taken) >= 3
 
 
 async def test_a_failing_loop_is_run_again_and_ends_nothing(
