@@ -67,7 +67,8 @@ class System:
         self.until("every role is ready", lambda: all(self.is_ready(role) for role in ROLES), START_LIMIT_S)
         self.on_bus(self._publish_draft)
         self.until("the draft runs", lambda: self.role("server")["draft_version"] == 1, 60.0)
-        self.until("its rollout is over", lambda: self.role("controller")["fleet"]["stage"] == "steady", 60.0)
+        # A canary that was busy a moment ago is given time to show chains: with a slow first answer up to its deadline.
+        self.until("its rollout is over", lambda: self.role("controller")["fleet"]["stage"] == "steady", 180.0)
 
     async def _publish_draft(self, bus: JetStreamBus) -> None:
         spec = target_spec(self._model_dir, MODEL, tuple(AUX_LAYERS))
