@@ -7,8 +7,10 @@ what its own slices took.
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
+import statistics
 import time
 from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
@@ -54,6 +56,11 @@ class Joined:
     def resume(self) -> None:
         for part in self._parts:
             part.resume()
+
+
+def standard_error(figure: str, ratios: Sequence[float]) -> dict[str, float]:
+    """The figure: standard error of the mean of rounds' ratios. Nothing with fewer than two: JSON has no NaN."""
+    return {figure: statistics.stdev(ratios) / math.sqrt(len(ratios))} if len(ratios) > 1 else {}
 
 
 async def alternate(sides: Sequence[Side], works: Sequence[Awaitable[T]], turn_s: float) -> list[tuple[T, float]]:

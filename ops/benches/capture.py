@@ -13,7 +13,6 @@ ratio_* in processor seconds.
 """
 
 import asyncio
-import math
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.alternate import Group, Joined, Side, alternate
+from benches.alternate import Group, Joined, Side, alternate, standard_error
 from benches.serving import (
     COMMAND_TIMEOUT_S,
     BenchServer,
@@ -144,7 +143,7 @@ def _figures(kind: str, pairs: list[tuple[tuple[float, float], tuple[float, floa
     ratios = [theirs[0] / mine[0] for theirs, mine in pairs]
     return {
         f"ratio_{kind}": statistics.median(ratios),
-        f"error_{kind}": statistics.stdev(ratios) / math.sqrt(len(ratios)),
+        **standard_error(f"error_{kind}", ratios),
         f"cpu_ratio_{kind}": statistics.median(theirs[1] / mine[1] for theirs, mine in pairs),
         f"tokens_s_{kind}": statistics.median(tokens / mine[0] for _, mine in pairs),
     }

@@ -7,7 +7,6 @@ that are not being measured are stopped with SIGSTOP: interleaved turns, one ser
 import asyncio
 import json
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from demo_data.model import fetch
 from demo_data.packages import cache_dir
 from demo_run.ports import free_port
 
+from benches.alternate import Group
 from benches.settings import Settings
 from tide_daemon.draft.checkpoint import load, save
 from tide_daemon.engine.control import ControlClient
@@ -70,11 +70,11 @@ class BenchServer:
 
     def pause(self) -> None:
         """Stop all its processes where they are."""
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        Group(self._process.pid).pause()
 
     def resume(self) -> None:
         """Let them go on."""
-        os.killpg(self._process.pid, signal.SIGCONT)
+        Group(self._process.pid).resume()
 
     async def stop(self) -> None:
         """End it."""

@@ -12,8 +12,6 @@ count, so that the controller has seen the batch size; chat counts from its firs
 """
 
 import asyncio
-import math
-import statistics
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -29,7 +27,7 @@ from demo_run.processes import Child, Children
 from demo_run.stack import SERVER_ARGUMENTS, engine_pid, start_roles, wait_until_ready
 from demo_run.timeline import Timeline, follow
 
-from benches.alternate import Group, Joined, Side, alternate
+from benches.alternate import Group, Joined, Side, alternate, standard_error
 from benches.serving import START_LIMIT_S, target_of, without_plugin
 from benches.settings import Settings
 from tide_daemon.bus.connection import ConnectSettings
@@ -135,10 +133,8 @@ class _Bench:
                 rates[side] = result.num_tokens / wall_s
             ratios.append(rates["tide"] / rates["plain"])
             _say(f"batch {batch}, slice {number}: " + ", ".join(f"{side} {rate:.1f}" for side, rate in rates.items()))
-        figures = {name: tokens["tide"] / seconds["tide"] / (tokens["plain"] / seconds["plain"])}
-        if len(ratios) > 1:  # JSON has no NaN
-            figures[f"{name}_error"] = statistics.stdev(ratios) / math.sqrt(len(ratios))
-        return figures
+        ratio = tokens["tide"] / seconds["tide"] / (tokens["plain"] / seconds["plain"])
+        return {name: ratio, **standard_error(f"{name}_error", ratios)}
 
     async def _both(
         self, prompts: list[Prompt], batch: int, *, tide_first: bool

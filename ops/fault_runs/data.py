@@ -18,6 +18,7 @@ from tide_daemon.draft import checkpoint, delta
 from tide_daemon.draft.checkpoint import Checkpoint, tensor_digests
 from tide_daemon.draft.config import config_for_target
 from tide_daemon.errors import BusConflictError
+from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import (
     DraftClaim,
@@ -151,7 +152,7 @@ async def draft_loads_but_is_wrong(run: Inflicting) -> None:
     await run.until("it is rolled back or switched off", harmless, 60.0)
     run.notes["harmless_after_s"] = round(time.monotonic() - since, 1)
     run.over()
-    await run.stage.control(probe_share=0.005)
+    await run.stage.control(probe_share=PolicySettings().probe_share)
     run.notes["served"] = (await run.stage.role("controller"))["serving_version"] == version
 
 

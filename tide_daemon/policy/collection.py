@@ -9,7 +9,7 @@ it off (Algorithm 1, step 6).
 Ours: while no draft is served, or the one that is does not pay, there is nothing to measure and
 everything to gain, so collection is on; and a promotion that gained less than `headroom_gain` turns it
 off as well, because the learning curve has flattened. While every trainer is away it is off: capturing costs
-the server a percent or two (ops/bench capture), and the stream keeps what was not learnt from yet.
+the server some percent (ops/bench capture), and the stream keeps what was not learnt from yet.
 
 Slow drift. When traffic changes over hours the long average follows, and the two never part. So a CUSUM
 runs beside them, against the level that the draft had when it was new (the mean of its first

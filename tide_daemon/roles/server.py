@@ -139,11 +139,14 @@ class ServerRole:
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set, then stop the engine. Cancellation stops it as well."""
         async with self._chunks, self._reports:
-            await self._run(stop)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ship_rest(), self._settings.flush_deadline_s)
-            self._leaving.end()
-            await self._chunks.flush(self._settings.flush_deadline_s)
+            try:
+                await self._run(stop)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.flush_deadline_s):
+                        await self._ship_rest()
+                        await self._chunks.flush(self._settings.flush_deadline_s)
+            finally:
+                self._leaving.end()
 
     async def _run(self, stop: asyncio.Event) -> None:
         await self._engine.start()
@@ -235,7 +238,10 @@ class ServerRole:
     async def _ship_rest(self) -> None:
         """What was taken from the ring is nowhere else."""
         while self._is_shipping():
-            await self._ship_one()
+            try:
+                await self._ship_one()
+            except Exception as error:  # the others may still leave
+                log.exception("chunk_not_published", error=str(error))
 
     async def _observe(self) -> None:
         """Converge the engine and report, at the report's pace."""

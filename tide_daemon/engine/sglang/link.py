@@ -28,8 +28,9 @@ DOWN = "down"
 _TAKE_BYTES = 16 << 20
 _SWAP_TIMEOUT_S = 90.0
 _PROBE_TIMEOUT_S = 2.0
-_PATIENCE_S = 15.0
 _FRESH_S = 3.0
+"""Statistics that came so recently say that the engine answers."""
+_PATIENCE_S = 15.0
 """An engine that was heard of so recently counts as it was then: a long prefill holds its control thread up for
 seconds on a busy machine, and "down" costs a draft its rollout. That the process has ended is noticed elsewhere."""
 
@@ -194,23 +195,28 @@ class EngineLink:
         return self._last if time.monotonic() - self._heard_at < _PATIENCE_S else None
 
     async def _ask_stats(self, starts: int, problem: str) -> EngineStats | None:
-        paths = {path.name for path in self._run_dir.glob("ctl-*.sock")}
-        connected = (
-            paths == self._ranks.keys() and all(rank.epoch for rank in self._ranks.values()) and not self.problem
-        )
-        if not (paths and connected) and not await self.connect():
+        if not self._is_connected() and not await self.connect():
             return None
         try:
-            answers = [await rank.control.call("stats", _PROBE_TIMEOUT_S) for rank in self._ranks.values()]
-            if any(a.get("epoch") != rank.epoch for a, rank in zip(answers, self._ranks.values(), strict=True)):
+            answers = await self._ask_ranks()
+            if [answer.get("epoch") for answer in answers] != [rank.epoch for rank in self._ranks.values()]:
                 # Another process than the one that said hello, or one of a release that does not tell here.
                 if not await self.connect():
                     return None
-                answers = [await rank.control.call("stats", _PROBE_TIMEOUT_S) for rank in self._ranks.values()]
+                answers = await self._ask_ranks()
             return self._summary(answers, starts, problem)
         except (EngineError, KeyError, TypeError, ValueError) as error:
             self.problem = f"the engine's statistics cannot be read: {error}"
             return None
+
+    def _is_connected(self) -> bool:
+        """Whether all channels that are there have said hello, and nothing has gone wrong since."""
+        paths = {path.name for path in self._run_dir.glob("ctl-*.sock")}
+        known = {name for name, rank in self._ranks.items() if rank.epoch}
+        return bool(paths) and paths == known == self._ranks.keys() and not self.problem
+
+    async def _ask_ranks(self) -> list[dict[str, Any]]:
+        return [await rank.control.call("stats", _PROBE_TIMEOUT_S) for rank in self._ranks.values()]
 
     def _summary(self, answers: list[dict[str, Any]], starts: int, problem: str) -> EngineStats:
         rings = [a for a, rank in zip(answers, self._ranks.values(), strict=True) if rank.ring is not None] or answers

@@ -26,6 +26,16 @@ class Span:
 
 
 @dataclass(slots=True)
+class Processed:
+    """A batch whose result is known and whose rows are not written yet; `at` in unix seconds."""
+
+    spans: list[Span]
+    staged: Staged
+    draft_version: int
+    at: float
+
+
+@dataclass(slots=True)
 class Waiting:
     """Rows of one batch on their way into the ring: all columns but `aux`, and where their states are."""
 

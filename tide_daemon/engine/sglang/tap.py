@@ -34,7 +34,7 @@ from tide_daemon.engine.ring import RingWriter
 from tide_daemon.engine.ring_layout import FLAG_GAP, FLAG_GENERATED, FLAG_LAST, FLAG_MARK, FLAG_TOPK, MAX_LABELS
 from tide_daemon.engine.sglang.prefixes import PromptPrefixes
 from tide_daemon.engine.sglang.requests import ATTRIBUTE, OPTED_OUT, Tracked, admit
-from tide_daemon.engine.sglang.spans import Span, Waiting, tokens_of, visible_length, want_topk
+from tide_daemon.engine.sglang.spans import Processed, Span, Waiting, tokens_of, visible_length, want_topk
 from tide_daemon.engine.sglang.staged import Staged
 from tide_daemon.engine.sglang.topk import TopLogprobs
 
@@ -62,7 +62,7 @@ class Tap:
         self._prefixes = prefixes
         self.draft_version = 0
         self.num_opted_out = 0
-        self._kept: list[tuple[list[Span], Staged, int, float]] = []  # with draft version and time
+        self._kept: list[Processed] = []
         self._waiting: deque[Waiting] = deque()
         self._waiting_rows = 0
         layout = ring.layout
@@ -107,7 +107,7 @@ class Tap:
                 self._count(tracked.workload, added)
             source, position = index * staged.width, len(req.origin_input_ids) + before - 1
             spans.append(Span(tracked, req, source, position, added, source, -1, req.finished()))
-        self._kept.append((spans, staged, self.draft_version, time.time()))
+        self._kept.append(Processed(spans, staged, self.draft_version, time.time()))
         # Without logits, and on the CPU already, it is small enough to be kept for a while.
         light = staged.width == 1 and staged.logits is None and staged.is_ready()
         if not light or len(self._kept) >= _MERGED or any(span.finished for span in spans):
@@ -123,18 +123,18 @@ class Tap:
             if tracked is not None:
                 spans.append(Span(tracked, req, source, staged.prefix_lens[index], extend, -1, index, req.finished()))
             source += extend
-        self._kept.append((spans, staged, self.draft_version, time.time()))
+        self._kept.append(Processed(spans, staged, self.draft_version, time.time()))
         self.flush()
 
     def flush(self) -> None:
         """Write everything that is on the CPU by now into the ring, in order."""
         kept, self._kept = self._kept, []
-        for spans, staged, version, at in kept:
+        for batch in kept:
             wanted: list[Span] = []
-            for span in spans:
+            for span in batch.spans:
                 if not span.tracked.ended:
                     self._add(wanted, span)
-            self._write(wanted, staged, version, at)
+            self._write(wanted, batch)
         self._write_waiting()
 
     def _count(self, workload: str, num_tokens: int) -> None:
@@ -170,7 +170,7 @@ class Tap:
         self.ring.count_dropped(num_rows, 0 if tracked.gap else 1)
         tracked.gap = True
 
-    def _write(self, spans: list[Span], staged: Staged, version: int, at: float) -> None:
+    def _write(self, spans: list[Span], batch: Processed) -> None:
         free = self.ring.free_slots() - self._waiting_rows if len(self._waiting) < _MAX_WAITING else 0
         written: list[Span] = []
         for span in spans:
@@ -187,10 +187,10 @@ class Tap:
             else:
                 self._lose(span.tracked, span.count)
         if written:
-            self._waiting.append(self._described(written, staged, version, at))
+            self._waiting.append(self._described(written, batch))
             self._waiting_rows += sum(span.count for span in written)
         else:
-            staged.release()
+            batch.staged.release()
         self._write_waiting()
 
     def _finish_span(self, span: Span, dropped: int) -> None:
@@ -201,15 +201,15 @@ class Tap:
         if dropped:
             tracked.ended = False  # an end without its rows is for a marker, when there is room
 
-    def _described(self, spans: list[Span], staged: Staged, version: int, at_time: float) -> Waiting:
+    def _described(self, spans: list[Span], batch: Processed) -> Waiting:
         """The rows of `spans` without their states."""
-        columns = self.ring.columns
+        columns, staged = self.ring.columns, batch.staged
         total = sum(span.count for span in spans)
         source = torch.tensor([row for span in spans for row in range(span.source, span.source + span.count)])
         small = [name for name in columns if name != "aux"]
         rows = {name: np.empty((total, *columns[name].shape[1:]), columns[name].dtype) for name in small}
-        rows["captured_at"].fill(at_time)
-        rows["draft_version"].fill(version)
+        rows["captured_at"].fill(batch.at)
+        rows["draft_version"].fill(batch.draft_version)
         rows["topk_ids"].fill(-1)
         rows["topk_logprobs"].fill(0)
         waiting = Waiting(rows, source, [], [], staged)

@@ -16,6 +16,7 @@ added to the logits by SGLang before; top-k, top-p and temperature here. Unlike 
 not run them in verification at all.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,14 +63,20 @@ def register(registry: Any) -> list[str]:
     return [_SAMPLE, _WALK]
 
 
+@functools.cache
+def _use_quick_argmax() -> None:
+    """Done once, when SGLang's function is first called: its module is there by then."""
+    module = sys.modules.get(_SAMPLE.rpartition(".")[0])
+    if module is not None:
+        argmax.use_in(module)
+
+
 def _eagle_sample(
     original: Callable[..., Any], verify_input: Any, batch: Any, logits_output: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Keep what the walk needs; SGLang adds penalties, bias and grammar masks to these logits in place first."""
     global _current
-    module = sys.modules.get(_SAMPLE.rpartition(".")[0])
-    if module is not None:
-        argmax.use_in(module)
+    _use_quick_argmax()
     if batch.forward_mode.is_idle() or batch.sampling_info.is_all_greedy:
         return original(verify_input, batch, logits_output, *args, **kwargs)
     _current = _Verification(logits_output.next_token_logits, verify_input.positions, batch.sampling_info)

@@ -22,6 +22,7 @@ from sgl_kernel.plan import Plan, plan_of_decode, plans_of_extend
 
 # From this many query rows of one request on, scaled_dot_product_attention is faster: prefill.
 _MANY_ROWS = 32
+_block = torch.empty(0)
 
 
 def decode_attention_cpu(
@@ -131,8 +132,14 @@ def _refuse_rare(
         )
 
 
-def _gathered(cache: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The plan's rows of a cache, [B * Hk, L, D], valid until the next call.
+def _gathered(cache: torch.Tensor, plan: Plan, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The plan's rows of a cache, [B * Hk, L, D], in memory of their own or in `out`, [B * Hk * L, D]."""
+    size = cache.shape[-1]
+    return torch.index_select(cache.view(-1, size), 0, plan.slots, out=out).view(-1, plan.num_keys, size)
+
+
+def _gathered_in_block(cache: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """As `_gathered`, valid until the next call.
 
     All layers use one block of memory, for their keys and then for their values: it stays in the core's own cache. The
     allocator would give blocks here and there once other tensors live as long as a step.
@@ -142,11 +149,7 @@ def _gathered(cache: torch.Tensor, plan: Plan) -> torch.Tensor:
     numel = plan.slots.numel() * size
     if _block.numel() < numel or _block.dtype != cache.dtype:
         _block = torch.empty(numel + numel // 4, dtype=cache.dtype)
-    rows = torch.index_select(cache.view(-1, size), 0, plan.slots, out=_block[:numel].view(-1, size))
-    return rows.view(-1, plan.num_keys, size)
-
-
-_block = torch.empty(0)
+    return _gathered(cache, plan, _block[:numel].view(-1, size))
 
 
 def _attend(
@@ -167,19 +170,18 @@ def _attend(
     query = q.view(num_requests, num_rows, num_kv_heads, group, head_size).transpose(1, 2)
     query = query.reshape(num_requests * num_kv_heads, num_rows * group, head_size)
     if num_rows >= _MANY_ROWS and logit_cap == 0:
-        keys, values = (cache.view(-1, cache.shape[-1]).index_select(0, plan.slots) for cache in (k_buffer, v_buffer))
-        keys, values = keys.view(-1, num_keys, head_size), values.view(-1, num_keys, v_buffer.shape[-1])
+        keys, values = _gathered(k_buffer, plan), _gathered(v_buffer, plan)
         bias = torch.zeros(num_requests, 1, num_rows, 1, num_keys, dtype=q.dtype)
         bias[..., plan.first_hidden :].masked_fill_(plan.hidden, float("-inf"))
         bias = bias.expand(-1, num_kv_heads, -1, group, -1).reshape(-1, num_rows * group, num_keys)
         out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
     else:
-        scores = torch.bmm(query * scaling, _gathered(k_buffer, plan).transpose(1, 2))
+        scores = torch.bmm(query * scaling, _gathered_in_block(k_buffer, plan).transpose(1, 2))
         if logit_cap > 0:
             scores = scores.div_(logit_cap).tanh_().mul_(logit_cap)
         by_row = scores.view(num_requests, num_kv_heads, num_rows, group, num_keys)
         by_row[..., plan.first_hidden :].masked_fill_(plan.hidden, float("-inf"))
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-        out = torch.bmm(weights, _gathered(v_buffer, plan))
+        out = torch.bmm(weights, _gathered_in_block(v_buffer, plan))
     out = out.view(num_requests, num_kv_heads, num_rows, group, -1).transpose(1, 2)
     o.view(num_requests, num_rows, num_kv_heads, group, -1).copy_(out)
