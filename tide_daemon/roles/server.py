@@ -10,7 +10,6 @@ obeys is behind engine/port.py.
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,9 @@ from tide_daemon.roles.heartbeat import Heartbeat
 from tide_daemon.roles.leadership import Leadership
 from tide_daemon.roles.leaving import Leaving
 from tide_daemon.roles.node_report import ReportBuilder
+from tide_daemon.roles.shipping import Shipping
 from tide_daemon.wire import envelope, subjects
-from tide_daemon.wire.records import DesiredServer, ForgetSamples, HiddenChunk, NodeReport, Record, TargetSpec
+from tide_daemon.wire.records import DesiredServer, ForgetSamples, NodeReport, Record, TargetSpec
 
 log = structlog.get_logger()
 
@@ -126,13 +126,18 @@ class ServerRole:
             engine, fetch, settings.max_rows, settings.max_sample_rate, excluded=settings.excluded_workloads
         )
         self._leaving = Leaving(token_ids=settings.token_ids, excluded=settings.excluded_workloads)
+        self._shipping = Shipping(
+            engine,
+            bus,
+            self._chunks,
+            self._leaving,
+            chunk_bytes=settings.chunk_bytes,
+            drain_interval_s=settings.drain_interval_s,
+            note=self._report.note,
+        )
         self._stats: EngineStats | None = None
         self._last_report: NodeReport | None = None
         self._accept_length: float | None = None
-        self._taken: deque[HiddenChunk] = deque()
-        self._leaves: HiddenChunk | None = None  # the one that is being encoded or waits for room
-        self._rows_taken = 0
-        self._chunks_refused = 0
         self._failed: dict[str, str] = {}
         self._heartbeat = Heartbeat(_TURN_LIMITS_S)
 
@@ -143,7 +148,7 @@ class ServerRole:
                 await self._run(stop)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._settings.flush_deadline_s):
-                        await self._ship_rest()
+                        await self._shipping.rest()
                         await self._chunks.flush(self._settings.flush_deadline_s)
             finally:
                 self._leaving.end()
@@ -152,7 +157,7 @@ class ServerRole:
         await self._engine.start()
         self._heartbeat.start()
         works = {
-            "ship": self._ship,
+            "ship": self._shipping.run,
             "observe": self._observe,
             "follow": self._follow,
             "forget": self._forget,
@@ -196,53 +201,6 @@ class ServerRole:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    async def _ship(self) -> None:
-        """Take ready chunks from the engine and hand them to the outbox.
-
-        Nothing is taken before a broker has said how large a message may be; until then rows stay in the ring.
-        """
-        while True:
-            limit = min(self._settings.chunk_bytes, self._bus.max_payload)
-            if self._is_shipping():
-                await self._ship_one()
-            elif limit > 0 and self._engine.spec is not None and (taken := self._engine.take_chunks(limit)):
-                self._taken.extend(taken)
-            else:
-                await asyncio.sleep(self._settings.drain_interval_s)
-
-    def _is_shipping(self) -> bool:
-        return self._leaves is not None or bool(self._taken)
-
-    async def _ship_one(self) -> None:
-        """Encode the next chunk in a thread and wait for room in the outbox. Begun again where it was cancelled."""
-        if self._leaves is None:
-            self._leaves = self._leaving.prepare(self._taken.popleft())
-        chunk = self._leaves
-        if chunk is None:
-            return
-        try:
-            data = await asyncio.to_thread(envelope.encode, chunk)
-            await self._chunks.put(*message(chunk.spec.model, chunk, data))
-        except ValueError as error:  # states that the codec cannot carry, like infinities under int8
-            self._leaves = None
-            self._chunks_refused += 1
-            self._report.note(f"a chunk could not be encoded and was dropped: {error}")
-            return
-        except Exception:
-            self._leaves = None  # or it would stand in the way of all others
-            raise
-        self._leaves = None
-        self._rows_taken += len(chunk.token_ids)
-        self._leaving.left(chunk, len(data))
-
-    async def _ship_rest(self) -> None:
-        """What was taken from the ring is nowhere else."""
-        while self._is_shipping():
-            try:
-                await self._ship_one()
-            except Exception as error:  # the others may still leave
-                log.exception("chunk_not_published", error=str(error))
-
     async def _observe(self) -> None:
         """Converge the engine and report, at the report's pace."""
         while True:
@@ -257,7 +215,7 @@ class ServerRole:
                     stats,
                     time.time(),
                     applied_generation=self._convergence.applied_generation,
-                    rows_published=self._rows_taken,
+                    rows_published=self._shipping.num_rows,
                     bytes_published=self._chunks.stats.bytes_stored,
                     draft_failure=self._convergence.draft_failure,
                 )
@@ -378,12 +336,12 @@ class ServerRole:
             "collecting": stats is not None and stats.collecting,
             "rows_written": 0 if stats is None else stats.rows_written,
             "rows_dropped": 0 if stats is None else stats.rows_dropped,
-            "rows_published": self._rows_taken,
+            "rows_published": self._shipping.num_rows,
             "bytes_published": self._chunks.stats.bytes_stored,
             "requests_published": self._leaving.num_requests,
             "chunks_kept": self._leaving.num_kept,
             "chunks_waiting": self._chunks.stats.waiting_messages + self._chunks.stats.in_flight,
-            "chunks_dropped": self._chunks_refused + self._chunks.stats.num_dropped + self._chunks.stats.num_failed,
+            "chunks_dropped": self._shipping.num_refused + self._chunks.stats.num_dropped + self._chunks.stats.num_failed,
             "requests_opted_out": 0 if stats is None else stats.requests_opted_out,
             "num_swaps": 0 if stats is None else stats.num_swaps,
             "engine_starts": 0 if stats is None else stats.engine_starts,
@@ -396,10 +354,6 @@ class ServerRole:
         }
 
 
-def message(model: str, record: Record, data: bytes | None = None) -> tuple[str, bytes, str]:
-    """(subject, bytes, message id) of a record; `data` if it is encoded already."""
-    return (
-        subjects.subject_of(model, record),
-        envelope.encode(record) if data is None else data,
-        subjects.message_id(model, record),
-    )
+def message(model: str, record: Record) -> tuple[str, bytes, str]:
+    """(subject, bytes, message id) of a record."""
+    return subjects.subject_of(model, record), envelope.encode(record), subjects.message_id(model, record)

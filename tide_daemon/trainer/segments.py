@@ -22,12 +22,12 @@ kept and for how long, join.py for what the bodies become.
 import dataclasses
 import os
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import msgpack
+from isal.isal_zlib import crc32
 
 from tide_daemon.errors import StoreError
 
@@ -104,7 +104,7 @@ def record_head(meta: ChunkMeta, body: bytes) -> bytes:
     if len(body) > _MAX_BODY_BYTES or len(packed) > _MAX_META_BYTES:
         raise StoreError(f"a record of {len(packed)} + {len(body)} bytes is over the store's limit")
     lengths = struct.pack("<4sII", MAGIC, len(packed), len(body))
-    header = _HEADER.pack(MAGIC, len(packed), len(body), zlib.crc32(packed, zlib.crc32(lengths)), zlib.crc32(body))
+    header = _HEADER.pack(MAGIC, len(packed), len(body), crc32(packed, crc32(lengths)), crc32(body))
     return header + packed
 
 
@@ -146,9 +146,9 @@ def _read_entry(file: BinaryIO, path: Path, start: int, total: int, check_body: 
     if magic != MAGIC or num_meta > _MAX_META_BYTES or num_body > _MAX_BODY_BYTES or offset + num_body > total:
         return None
     packed = file.read(num_meta)
-    if zlib.crc32(packed, zlib.crc32(header[:12])) != crc_meta:
+    if crc32(packed, crc32(header[:12])) != crc_meta:
         return None
-    if check_body and zlib.crc32(file.read(num_body)) != crc_body:
+    if check_body and crc32(file.read(num_body)) != crc_body:
         return None
     return Entry(path, offset, num_body, crc_body, ChunkMeta(*msgpack.unpackb(packed)))
 
@@ -162,7 +162,7 @@ def read_body(entry: Entry) -> bytes:
     with entry.path.open("rb") as file:
         file.seek(entry.offset)
         body = file.read(entry.num_bytes)
-    if len(body) != entry.num_bytes or zlib.crc32(body) != entry.crc:
+    if len(body) != entry.num_bytes or crc32(body) != entry.crc:
         raise StoreError(f"record {entry.meta.sequence} in {entry.path} is damaged")
     return body
 

@@ -61,9 +61,8 @@ def decode(data: bytes, num_rows: int, width: int, codec: str) -> NDArray[np.uin
         return np.frombuffer(data, "<u2").astype(np.uint16, copy=False).reshape(num_rows, width)
     if codec == "bf16-planes":
         low, high = np.frombuffer(data, np.uint8).reshape(2, num_rows * width)
-        aux = high.astype(np.uint16)
-        aux <<= 8
-        aux |= low
+        aux = np.multiply(high, 256, dtype=np.uint16)
+        aux += low
         return aux.reshape(num_rows, width)
     return _decode_int8(data, num_rows, width)
 

@@ -114,7 +114,7 @@ async def test_what_was_taken_is_published_before_the_end(bus: SilentBus, monkey
         stop.set()
         return chunks
 
-    monkeypatch.setattr(server.envelope, "encode", encode)
+    monkeypatch.setattr(envelope, "encode", encode)
     monkeypatch.setattr(engine, "take_chunks", take_chunks)
     bus.reached = True
     role = ServerRole(bus, engine, no_draft, replace(SETTINGS, drain_interval_s=0.5, flush_deadline_s=20.0))
