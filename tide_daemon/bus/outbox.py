@@ -69,7 +69,7 @@ class Outbox:
         self,
         bus: Bus,
         *,
-        num_tasks: int = 4,
+        num_tasks: int = 8,
         max_bytes: int = 64 << 20,
         when_full: WhenFull = "drop_oldest",
         timeout_s: float = 5.0,

@@ -341,7 +341,9 @@ class ServerRole:
             "requests_published": self._leaving.num_requests,
             "chunks_kept": self._leaving.num_kept,
             "chunks_waiting": self._chunks.stats.waiting_messages + self._chunks.stats.in_flight,
-            "chunks_dropped": self._shipping.num_refused + self._chunks.stats.num_dropped + self._chunks.stats.num_failed,
+            "chunks_dropped": self._shipping.num_refused
+            + self._chunks.stats.num_dropped
+            + self._chunks.stats.num_failed,
             "requests_opted_out": 0 if stats is None else stats.requests_opted_out,
             "num_swaps": 0 if stats is None else stats.num_swaps,
             "engine_starts": 0 if stats is None else stats.engine_starts,

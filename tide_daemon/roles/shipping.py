@@ -20,8 +20,8 @@ from tide_daemon.wire.records import HiddenChunk
 
 log = structlog.get_logger()
 
-_ENCODERS = 2
-"""A third brings nothing: taking rows from the ring and the broker's connection share the loop's thread."""
+_ENCODERS = 3
+"""Rows a second through the whole spine with 1, 2 and 3, over a bare pipeline: 0.65, 0.79, 0.83 (two cores)."""
 
 
 class Shipping:

@@ -12,11 +12,10 @@ All integers little-endian:
 | 12     | 4     | checksum    | CRC-32 (zlib's) of bytes 0..11 and of everything from byte 16  |
 | 16     | rest  | body        | one zstd frame, content size stated, holding one msgpack map   |
 
-The checksum finds damage, not malice: who may publish is the broker's business. ISA-L computes it, which takes 0.014 ms/MB
-where zlib takes 0.27 (measured). What is refused is
-decided from the prefix and the frame's header before anything is decompressed, and from one pass
-over the bytes (scan.py) before anything is built from them, so that hostile input costs at most the
-kind's size limit. Optional entries that a reader does not know are ignored.
+The checksum finds damage, not malice: who may publish is the broker's business. ISA-L computes it, in 0.014 ms/MB
+where zlib takes 0.27 (measured). What is refused is decided from the prefix and the frame's header before anything is
+decompressed, and from one pass over the bytes (scan.py) before anything is built from them, so that hostile input costs
+at most the kind's size limit. Optional entries that a reader does not know are ignored.
 
 Compatibility: add optional fields with defaults; anything else is a new WIRE_VERSION and new subjects.
 All functions are thread-safe: each thread has its own compressors.

@@ -13,6 +13,7 @@ from tests.trainer_samples import chunks
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.outbox import Outbox
 from tide_daemon.bus.topology import TopologyLimits, build_topology
+from tide_daemon.roles import shipping as module
 from tide_daemon.roles.leaving import Leaving
 from tide_daemon.roles.shipping import Shipping
 from tide_daemon.wire import envelope
@@ -69,7 +70,7 @@ def order(came: list[HiddenChunk]) -> list[tuple[str, int]]:
 
 
 async def test_the_order_is_kept_though_the_second_is_encoded_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request's last chunk may be the smaller one; two are in the making at a time."""
+    """A request's last chunk may be the smaller one; several are in the making at a time."""
     encode, second_done = envelope.encode, threading.Event()
 
     def second_first(record: Record) -> bytes:
@@ -101,7 +102,7 @@ async def test_cancelled_while_waiting_for_room_it_leaves_with_the_rest(monkeypa
     monkeypatch.setattr(envelope, "encode", counted)
     outbox, sent = Recorded(), [chunk for number in range(3) for chunk in chunks(number)]
     shipped = shipping(outbox, list(sent), [])
-    await ended(shipped, lambda: len(encoded) == 2)
+    await ended(shipped, lambda: len(encoded) == module._ENCODERS)
     assert outbox.came == []
     outbox.open.set()
     await asyncio.wait_for(shipped.rest(), LIMIT_S)
