@@ -10,9 +10,9 @@ States are random, scaled per channel so that they compress about as real ones d
 SmolLM2-135M); the ratio is among the figures. cpu_ms_per_token_* sums the four processes' processor time.
 
 ratio_h* is over the bare pipeline of spine_bare.py, on the same machine in the same run: states of the same shape
-encoded, published, pulled and decoded, and nothing else. The two sizes and the two pipelines are measured in
-turn, several times, and medians count; of the ratio, the median of those of neighbours in time. over_51000_h576 and over_7100_h4096 are over what such a pipeline reached
-on the machine where the spine was designed.
+encoded, published, pulled and decoded, and nothing else. The two sizes and the two pipelines are measured in turn,
+several times, and medians count; of the ratio, the median of those of neighbours in time. over_51000_h576 and
+over_7100_h4096 are over what such a pipeline reached on the machine where the spine was designed.
 """
 
 import asyncio

@@ -58,9 +58,11 @@ def shipping(outbox: Outbox, given: list[HiddenChunk], told: list[str]) -> Shipp
 async def ended(shipping: Shipping, until: Callable[[], bool]) -> None:
     """Run until something is so, then cancel."""
     running = asyncio.create_task(shipping.run())
-    async with asyncio.timeout(LIMIT_S):
-        while not until():
-            await asyncio.sleep(0.01)
+    for _ in range(100 * LIMIT_S):
+        if until():
+            break
+        await asyncio.sleep(0.01)
+    assert until(), f"did not come true within {LIMIT_S} s"
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
