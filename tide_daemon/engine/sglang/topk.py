@@ -13,7 +13,7 @@ _BLOCK = 128
 class TopLogprobs:
     """Computes top log-probabilities on a CPU at about twice the cost of reading the logits.
 
-    One scratch buffer for life: at some hundred KiB a row, fresh memory costs more (page faults) than
+    Scratch buffers for life: at some hundred KiB a row, fresh memory costs more (page faults) than
     the arithmetic. And a topk over a large vocabulary costs several times a maximum: the k largest values
     lie in the k blocks with the largest maxima, so only those are sorted.
     """
@@ -23,6 +23,7 @@ class TopLogprobs:
         num_blocks = -(-vocab_size // _BLOCK)
         self._vocab_size = vocab_size
         self._scratch = torch.empty(_ROWS, num_blocks * _BLOCK)
+        self._row = torch.empty(num_blocks * _BLOCK)
         self._kept_blocks = min(k, num_blocks)
         self._in_block = torch.arange(_BLOCK)
 
@@ -63,6 +64,6 @@ class TopLogprobs:
         candidates = blocks.gather(1, best.expand(-1, -1, _BLOCK)).flatten(1)  # [m, k * 128]
         top, at = candidates.topk(self.k, dim=-1)
         ids = (best * _BLOCK + self._in_block).flatten(1).gather(1, at)
-        largest = top[:, :1]
-        total = torch.sub(values, largest, out=self._scratch[: len(values)]).exp_().sum(-1, keepdim=True)
-        return ids, top - largest - total.log()
+        # Row by row, so that what the three passes write and read stays in the nearest caches.
+        sums = [torch.sub(row, most, out=self._row).exp_().sum() for row, most in zip(values, top[:, 0], strict=True)]
+        return ids, top - top[:, :1] - torch.stack(sums).log()[:, None]
