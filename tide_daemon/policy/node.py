@@ -5,6 +5,7 @@ How many steps follow from it is in speculation.py; which draft the node shall r
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial
@@ -70,7 +71,11 @@ class NodeState:
         self.baseline: Baseline | None = None
         self.cost = CostModel(settings.prior_draft_cost, settings.prior_token_cost)
         self.edges = batch_edges(settings.max_batch_size)
-        self._busy = dict.fromkeys(self.edges, 0.0)
+        self._busy: dict[int, float] = {}  # only edges that ever had traffic
+        self._busiest: int | None = None
+        # What follows from all that was seen, until more is.
+        self._accept_lengths: dict[bool, list[float]] = {}
+        self._ratios: dict[tuple[int, bool], dict[int, float]] = {}
         self._plain_seen_at_busy_s: dict[int, float] = {}
         self.acceptance, self.trial = self._new_acceptance()
 
@@ -86,7 +91,7 @@ class NodeState:
         if another:
             self._draft_changed(event)
         keep = 0.5 ** (event.interval_s / _BUSY_HALF_LIFE_S)
-        for edge in self.edges:
+        for edge in self._busy:
             self._busy[edge] *= keep
         counted = []
         for step in event.steps:
@@ -95,10 +100,11 @@ class NodeState:
                 self.num_implausible += step.num_verifies > 0
             elif edge_or_none is not None and step.num_steps <= self.settings.max_steps:
                 counted.append((edge_or_none, step))
-        self.cost.observe(event.at, tuple(replace(step, batch_size=edge) for edge, step in counted))
+        by_edge = (step if step.batch_size == edge else replace(step, batch_size=edge) for edge, step in counted)
+        self.cost.observe(event.at, tuple(by_edge))
         for edge, step in counted:
             self.busy_s += step.step_s
-            self._busy[edge] += step.step_s
+            self._busy[edge] = self._busy.get(edge, 0.0) + step.step_s
             if step.num_steps == 0:
                 self._plain_seen_at_busy_s[edge] = self.busy_s
             # The report in which a draft first shows still counts steps of the one before.
@@ -106,6 +112,9 @@ class NodeState:
                 self.acceptance.observe(step.num_proposals, step.accepted_at, step.step_s)
                 self.trial.observe(step.num_proposals, step.accepted_at)
                 self.live_at, self.live_at_busy_s = event.at, self.busy_s
+        busiest = max(self._busy, key=lambda edge: (self._busy[edge], -edge), default=None)
+        self._busiest = busiest if busiest is not None and self.is_busy(busiest) else None
+        self._seen_more()
         return tuple(counted)
 
     def score_offline(self, score: OfflineScore | None) -> None:
@@ -113,6 +122,7 @@ class NodeState:
         if score is not None:
             self.offline_accept_length = score.accept_length
             self.acceptance.set_prior(score.accept_prob)
+            self._seen_more()
 
     def compare_with(self, accept_length: float, num_steps: int) -> None:
         """What the draft before accepted here, as an earlier leader saw it. What this one saw itself stands."""
@@ -150,26 +160,39 @@ class NodeState:
 
     def is_busy(self, edge: int) -> bool:
         """Whether there was traffic at this batch edge lately."""
-        return self._busy[edge] > _IDLE_BUSY_S
+        return self._busy.get(edge, 0.0) > _IDLE_BUSY_S
 
     def busiest(self) -> int | None:
         """The batch edge with most recent busy time, None when the node has been idle."""
-        edge = max(self.edges, key=lambda key: (self._busy[key], -key))
-        return edge if self.is_busy(edge) else None
+        return self._busiest
 
     def plain_age_s(self, edge: int) -> float | None:
         """Busy seconds since plain decoding was last timed at this batch edge, None if it never was."""
         seen = self._plain_seen_at_busy_s.get(edge)
         return None if seen is None else self.busy_s - seen
 
-    def ratios(self, edge: int, *, offline: bool = False) -> dict[int, float]:
+    def ratios(self, edge: int, *, offline: bool = False) -> Mapping[int, float]:
         """Predicted tokens/s over plain by num_steps >= 1; empty while no step was ever timed.
 
         Args:
             offline: by the held-out score alone, without what was seen live.
         """
-        survival = self.acceptance.prior_survival() if offline else self.acceptance.survival(self.settings.max_steps)
-        return self.cost.ratios(edge, [1.0 + reached for reached in itertools.accumulate(survival)])
+        known = self._ratios.get((edge, offline))
+        if known is None:
+            known = self._ratios[edge, offline] = self.cost.ratios(edge, self._lengths(offline))
+        return known
+
+    def _lengths(self, offline: bool) -> list[float]:
+        """Accept length by chain length, from 1 on."""
+        known = self._accept_lengths.get(offline)
+        if known is None:
+            s = self.acceptance.prior_survival() if offline else self.acceptance.survival(self.settings.max_steps)
+            known = self._accept_lengths[offline] = [1.0 + reached for reached in itertools.accumulate(s)]
+        return known
+
+    def _seen_more(self) -> None:
+        self._accept_lengths.clear()
+        self._ratios.clear()
 
     def _new_acceptance(self) -> tuple[AcceptanceMonitor, Trial]:
         s = self.settings

@@ -29,7 +29,7 @@ change there moves the factor; a cell not seen for minutes takes the change itse
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tide_daemon.policy.events import StepCount
@@ -77,6 +77,10 @@ class CostModel:
         self._prior_draft_cost = prior_draft_cost
         self._prior_token_cost = prior_token_cost
         self._cells: dict[tuple[int, int], _Cell] = {}
+        # Which cells there are, looked at with every report and changed seldom.
+        self._points: dict[int, list[tuple[int, int]]] = {}  # cells by n, ascending
+        self._plain: list[int] = []  # batch sizes of plain cells
+        self._drafted: dict[int, list[int]] = {}  # num_steps of the others by batch size, both ascending
         self._factor = 0.0
         self._factor_variance = 0.0
         self._factor_at = 0.0
@@ -87,17 +91,31 @@ class CostModel:
 
     def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
         """Take in the timings of one report; steps without a usable time are left out."""
+        num_cells = len(self._cells)
         for step in sorted(steps, key=lambda item: (item.batch_size, item.num_steps)):
             usable = 0.0 < step.median_step_s < math.inf and step.step_s > 0.0
             if step.num_verifies > 0 and step.batch_size > 0 and usable:
                 self._observe_cell(at, step)
+        if len(self._cells) > num_cells:
+            self._cells_came()
+        self._curve = self._later_share = None
+        self._first_draft_s.clear()
+        self._rest_s.clear()
+
+    def _cells_came(self) -> None:
+        """Forget the oldest ones if there are too many, and note which there are."""
         if len(self._cells) > _MAX_CELLS:
             oldest = sorted(self._cells, key=lambda key: (self._cells[key].at, key))
             for key in oldest[: len(self._cells) - _MAX_CELLS]:
                 del self._cells[key]
-        self._curve = self._later_share = None
-        self._first_draft_s.clear()
-        self._rest_s.clear()
+        points: dict[int, list[tuple[int, int]]] = {}
+        self._drafted = {}
+        for batch_size, num_steps in sorted(self._cells):
+            points.setdefault(batch_size * (num_steps + 1), []).append((batch_size, num_steps))
+            if num_steps > 0:
+                self._drafted.setdefault(batch_size, []).append(num_steps)
+        self._points = {num_tokens: points[num_tokens] for num_tokens in sorted(points)}
+        self._plain = [batch_size for batch_size, num_steps in self._cells if num_steps == 0]
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
         """When this cell was last seen, None if never."""
@@ -106,8 +124,7 @@ class CostModel:
 
     def step_s(self, batch_size: int, num_steps: int) -> float | None:
         """Seconds of one step, measured or from the formula; None while no plain or target time is known."""
-        cell = self._cells.get((batch_size, num_steps))
-        if cell is not None:
+        if (batch_size, num_steps) in self._cells:
             return self._seconds((batch_size, num_steps))
         target = self.target_s(batch_size * (num_steps + 1))
         if target is None:
@@ -118,10 +135,10 @@ class CostModel:
         """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
         plain = self.step_s(batch_size, 0)
         result: dict[int, float] = {}
-        for num_steps, accept_length in enumerate(accept_lengths, start=1):
-            step = self.step_s(batch_size, num_steps)
-            if plain is not None and step is not None:
-                result[num_steps] = speedup(accept_length, 0.0, num_steps, step / plain)
+        if plain is not None:
+            for num_steps, accept_length in enumerate(accept_lengths, start=1):
+                if (step := self.step_s(batch_size, num_steps)) is not None:
+                    result[num_steps] = speedup(accept_length, 0.0, num_steps, step / plain)
         return result
 
     def target_s(self, num_tokens: int) -> float | None:
@@ -157,10 +174,9 @@ class CostModel:
         return known
 
     def _find_rest_s(self, batch_size: int) -> float:
-        plain = [key for key in self._cells if key[1] == 0]
-        if not plain:
+        if not self._plain:
             return 0.0
-        nearest = min(plain, key=lambda key: (abs(math.log(key[0] / batch_size)), key))
+        nearest = _nearest(self._plain, batch_size), 0
         return (1.0 - self._cells[nearest].target_share) * self._seconds(nearest)
 
     def _seconds(self, key: tuple[int, int]) -> float:
@@ -168,29 +184,28 @@ class CostModel:
 
     def _of_first(self, num_steps: int) -> float:
         """Seconds of `num_steps` drafted tokens over those of the first; 0 for none."""
+        if num_steps < 2:
+            return float(num_steps)
         if self._later_share is None:
             self._later_share = self._find_later_share()
-        return 1.0 + self._later_share * (num_steps - 1) if num_steps else 0.0
+        return 1.0 + self._later_share * (num_steps - 1)
 
     def _find_first_draft_s(self, batch_size: int) -> float:
-        spec = [key for key in self._cells if key[1] > 0]
-        if not spec:
+        if not self._drafted:
             return self._prior_draft_cost * (self.target_s(1) or 0.0)
-        nearest = min((key[0] for key in spec), key=lambda other: (abs(math.log(other / batch_size)), other))
-        there = sorted(key for key in spec if key[0] == nearest)
-        firsts = [self._draft_part(key) / self._of_first(key[1]) for key in there]
+        nearest = _nearest(self._drafted, batch_size)
+        steps = self._drafted[nearest]
+        firsts = [self._draft_part((nearest, num_steps)) / self._of_first(num_steps) for num_steps in steps]
         return math.fsum(firsts) / len(firsts)
 
     def _find_later_share(self) -> float:
         """q, from the shortest and the longest chain of each batch size that has two; their mean, within 0..1."""
-        by_batch: dict[int, list[int]] = {}
-        for batch_size, num_steps in sorted(self._cells):
-            if num_steps > 0:
-                by_batch.setdefault(batch_size, []).append(num_steps)
         shares = []
-        for batch_size, steps in by_batch.items():
+        for batch_size, steps in self._drafted.items():
+            if len(steps) < 2:
+                continue
             short, long = self._draft_part((batch_size, steps[0])), self._draft_part((batch_size, steps[-1]))
-            if len(steps) > 1 and short > 0.0:
+            if short > 0.0:
                 later = max(0.0, long - short) / (steps[-1] - steps[0])
                 first = short - later * (steps[0] - 1)
                 shares.append(1.0 if later >= first else later / first)
@@ -232,13 +247,16 @@ class CostModel:
     def _target_curve(self) -> list[tuple[float, float]]:
         """Points (n, seconds at factor 1), n ascending, seconds non-decreasing; built once per observation."""
         if self._curve is None:
-            sums: dict[int, list[float]] = {}
-            for (batch_size, num_steps), cell in sorted(self._cells.items()):
-                target = math.exp(cell.log_s) * cell.target_share
-                sums.setdefault(batch_size * (num_steps + 1), []).append(target)
             curve, highest = [], 0.0
-            for num_tokens in sorted(sums):
-                highest = max(highest, math.fsum(sums[num_tokens]) / len(sums[num_tokens]))
+            for num_tokens, keys in self._points.items():
+                cells = [self._cells[key] for key in keys]
+                mean = math.fsum(math.exp(cell.log_s) * cell.target_share for cell in cells) / len(cells)
+                highest = max(highest, mean)
                 curve.append((float(num_tokens), highest))
             self._curve = curve
         return self._curve
+
+
+def _nearest(batch_sizes: Iterable[int], batch_size: int) -> int:
+    """By ratio; of two equally near ones the smaller."""
+    return min(batch_sizes, key=lambda other: (abs(math.log(other / batch_size)), other))
