@@ -27,7 +27,7 @@ HEADER_BYTES = 2048
 """Room for everything in a chunk's message but its rows, about twice the longest possible."""
 
 
-def encode(aux: NDArray[np.uint16], codec: str) -> bytes | memoryview:
+def encode(aux: NDArray[np.uint16], codec: str) -> bytes:
     """Bytes of `aux` [n, W] under a codec. Thread-safe.
 
     Raises:
@@ -42,7 +42,7 @@ def encode(aux: NDArray[np.uint16], codec: str) -> bytes | memoryview:
         flat = aux.reshape(-1)
         np.copyto(planes[0], flat, casting="unsafe")  # keeps the low byte
         np.copyto(planes[1], flat >> 8, casting="unsafe")
-        return planes.data.cast("B")
+        return planes.tobytes()
     if codec == "int8-block64":
         return _encode_int8(aux)
     raise ValueError(f"codec must be one of {', '.join(CODECS)}, not {codec!r}")
