@@ -21,8 +21,8 @@ from tide_daemon.wire.records import HiddenChunk
 log = structlog.get_logger()
 
 _ENCODERS = 3
-"""Rows a second through the whole spine over a bare pipeline, with 1, 2 and 3: 0.65, 0.76 to 0.79, 0.83 (hidden 576, two
-cores, medians of five pairs)."""
+"""Rows a second through the whole spine over a bare pipeline, with 1, 2 and 3: 0.65, 0.76 to 0.79, 0.83 (hidden 576,
+two cores, medians of five pairs)."""
 
 
 class Shipping:
