@@ -73,9 +73,7 @@ class NodeState:
         self.edges = batch_edges(settings.max_batch_size)
         self._busy: dict[int, float] = {}  # only edges that ever had traffic
         self._busiest: int | None = None
-        # What follows from all that was seen, until more is.
-        self._accept_lengths: dict[bool, list[float]] = {}
-        self._ratios: dict[tuple[int, bool], dict[int, float]] = {}
+        self._ratios: dict[tuple[int, bool], dict[int, float]] = {}  # what was asked for, until more is known
         self._plain_seen_at_busy_s: dict[int, float] = {}
         self.acceptance, self.trial = self._new_acceptance()
 
@@ -114,7 +112,7 @@ class NodeState:
                 self.live_at, self.live_at_busy_s = event.at, self.busy_s
         busiest = max(self._busy, key=lambda edge: (self._busy[edge], -edge), default=None)
         self._busiest = busiest if busiest is not None and self.is_busy(busiest) else None
-        self._seen_more()
+        self._ratios.clear()
         return tuple(counted)
 
     def score_offline(self, score: OfflineScore | None) -> None:
@@ -122,7 +120,7 @@ class NodeState:
         if score is not None:
             self.offline_accept_length = score.accept_length
             self.acceptance.set_prior(score.accept_prob)
-            self._seen_more()
+            self._ratios.clear()
 
     def compare_with(self, accept_length: float, num_steps: int) -> None:
         """What the draft before accepted here, as an earlier leader saw it. What this one saw itself stands."""
@@ -179,20 +177,10 @@ class NodeState:
         """
         known = self._ratios.get((edge, offline))
         if known is None:
-            known = self._ratios[edge, offline] = self.cost.ratios(edge, self._lengths(offline))
-        return known
-
-    def _lengths(self, offline: bool) -> list[float]:
-        """Accept length by chain length, from 1 on."""
-        known = self._accept_lengths.get(offline)
-        if known is None:
             s = self.acceptance.prior_survival() if offline else self.acceptance.survival(self.settings.max_steps)
-            known = self._accept_lengths[offline] = [1.0 + reached for reached in itertools.accumulate(s)]
+            known = self.cost.ratios(edge, [1.0 + reached for reached in itertools.accumulate(s)])
+            self._ratios[edge, offline] = known
         return known
-
-    def _seen_more(self) -> None:
-        self._accept_lengths.clear()
-        self._ratios.clear()
 
     def _new_acceptance(self) -> tuple[AcceptanceMonitor, Trial]:
         s = self.settings

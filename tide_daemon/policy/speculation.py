@@ -8,7 +8,7 @@ import math
 from tide_daemon.policy.events import NO_DRAFT, StepCount, StepsTable
 from tide_daemon.policy.node import NodeState
 from tide_daemon.policy.probing import Probe, ProbeAccount, ProbeSchedule
-from tide_daemon.policy.steps import Choice, best_steps, build_table, choose_steps, may_change, read_table
+from tide_daemon.policy.steps import Choice, best_steps, build_table, choose_steps, read_table
 
 _FADED_EVIDENCE = 20.0
 """Chains that old evidence counts for when a probe begins."""
@@ -145,15 +145,12 @@ class Speculation:
     def _choose_at(self, at: float, edge: int) -> bool:
         """Choose for one batch edge; whether that changed anything."""
         node, current = self.node, self.choices[edge]
-        # By the busy clock: while nobody asks, traffic does not change.
-        recent = node.busy_s - node.live_at_busy_s <= self.settings.evidence_max_age_s
-        can_switch_on = recent and self.probe is None
-        if not may_change(current, at, can_switch_on=can_switch_on, settings=self.settings):
-            return False
         ratios = node.ratios(edge)
         if not ratios:
             return False
-        chosen = choose_steps(current, at, ratios, can_switch_on=can_switch_on, settings=self.settings)
+        # By the busy clock: while nobody asks, traffic does not change.
+        recent = node.busy_s - node.live_at_busy_s <= self.settings.evidence_max_age_s
+        chosen = choose_steps(current, at, ratios, can_switch_on=recent and self.probe is None, settings=self.settings)
         if chosen == current.num_steps:
             return False
         self.choices[edge] = Choice(chosen, at)

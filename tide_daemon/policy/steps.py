@@ -74,14 +74,6 @@ def choose_steps(
     return current.num_steps
 
 
-def may_change(current: Choice, at: float, *, can_switch_on: bool, settings: PolicySettings) -> bool:
-    """Whether `choose_steps` could answer anything but what is in force, whatever the ratios are."""
-    age = at - current.since
-    if current.num_steps == 0:
-        return can_switch_on and age >= settings.dwell_s
-    return age >= min(settings.dwell_s, settings.off_dwell_s)
-
-
 def build_table(steps_by_edge: Mapping[int, int]) -> StepsTable:
     """The steps table for these edges: neighbours with equal steps joined, plain entries at the end left out."""
     table: list[tuple[int, int]] = []

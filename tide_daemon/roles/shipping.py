@@ -73,7 +73,7 @@ class Shipping:
             self._encode()
             if self._encoded:
                 await self._ship_first()
-            elif not self._taken:
+            else:
                 await asyncio.sleep(self._drain_interval_s)
 
     async def rest(self) -> None:

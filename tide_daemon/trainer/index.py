@@ -5,12 +5,12 @@ StoreReader and refreshes it before each round. Nothing here writes.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tide_daemon.errors import StoreError
-from tide_daemon.trainer.segments import Entry, SegmentName, list_segments, read_body, scan
+from tide_daemon.trainer.segments import ChunkMeta, Entry, SegmentName, list_segments, read_body, scan
 
 
 def is_heldout(request_id: str, share: float) -> bool:
@@ -45,24 +45,30 @@ class StoredRequest:
     newest_sequence: int = 0
     newest_at: float = 0.0
     finished_sequence: int = 0
+    _ended: bool = False
 
     def add(self, entry: Entry) -> None:
         """Take in a chunk that is not there yet."""
         self.chunks[entry.meta.chunk_index] = entry
-        self._count()
+        self._count(entry.meta)
 
-    def drop(self, chunk_index: int) -> None:
-        """Forget a chunk."""
-        del self.chunks[chunk_index]
-        self._count()
+    def drop(self, chunk_indices: Iterable[int]) -> None:
+        """Forget chunks."""
+        for chunk_index in chunk_indices:
+            del self.chunks[chunk_index]
+        self._ended = False
+        self.num_response = self.num_rows = self.newest_sequence = self.finished_sequence = 0
+        self.newest_at = 0.0
+        for entry in self.chunks.values():
+            self._count(entry.meta)
 
-    def _count(self) -> None:
-        metas = [entry.meta for entry in self.chunks.values()]
-        self.num_response = sum(meta.num_response for meta in metas)
-        self.num_rows = sum(meta.num_rows for meta in metas)
-        self.newest_sequence = max((meta.sequence for meta in metas), default=0)
-        self.newest_at = max((meta.captured_at for meta in metas), default=0.0)
-        self.finished_sequence = self.newest_sequence if any(meta.last for meta in metas) else 0
+    def _count(self, meta: ChunkMeta) -> None:
+        self._ended |= meta.last
+        self.num_response += meta.num_response
+        self.num_rows += meta.num_rows
+        self.newest_sequence = max(self.newest_sequence, meta.sequence)
+        self.newest_at = max(self.newest_at, meta.captured_at)
+        self.finished_sequence = self.newest_sequence if self._ended else 0
 
 
 class ChunkIndex:
@@ -89,12 +95,15 @@ class ChunkIndex:
     def drop(self, segment: SegmentName) -> int:
         """Forget a segment; returns how many chunks went with it."""
         entries = self.segments.pop(segment, [])
+        gone: dict[str, list[int]] = {}
         for entry in entries:
-            request = self.requests[entry.meta.request_id]
-            request.drop(entry.meta.chunk_index)
+            gone.setdefault(entry.meta.request_id, []).append(entry.meta.chunk_index)
             self.num_response -= entry.meta.num_response
+        for request_id, chunk_indices in gone.items():
+            request = self.requests[request_id]
+            request.drop(chunk_indices)
             if not request.chunks:
-                del self.requests[entry.meta.request_id]
+                del self.requests[request_id]
         return len(entries)
 
     def has(self, request_id: str, chunk_index: int) -> bool:

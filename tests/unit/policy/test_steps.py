@@ -1,18 +1,7 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tide_daemon.policy.settings import PolicySettings
-from tide_daemon.policy.steps import (
-    Choice,
-    batch_edges,
-    best_steps,
-    build_table,
-    choose_steps,
-    edge_of,
-    may_change,
-    read_table,
-)
+from tide_daemon.policy.steps import Choice, batch_edges, best_steps, build_table, choose_steps, edge_of, read_table
 
 SETTINGS = PolicySettings(speculate_on=1.05, speculate_off=1.0, step_gain=0.03, dwell_s=5.0, off_dwell_s=1.0)
 
@@ -37,21 +26,6 @@ def test_choose_steps(current: int, age_s: float, ratios: dict[int, float], expe
     """Two thresholds, two dwells, a margin between chain lengths."""
     choice = Choice(current, 100.0)
     assert choose_steps(choice, 100.0 + age_s, ratios, can_switch_on=True, settings=SETTINGS) == expected
-
-
-@given(
-    current=st.integers(0, 3),
-    age_s=st.floats(0.0, 10.0),
-    can_switch_on=st.booleans(),
-    ratios=st.dictionaries(st.integers(1, 3), st.floats(0.1, 3.0), min_size=1),
-)
-def test_what_may_not_change_does_not(
-    current: int, age_s: float, can_switch_on: bool, ratios: dict[int, float]
-) -> None:
-    """The quick look never hides a change, whatever the ratios are."""
-    choice, at = Choice(current, 100.0), 100.0 + age_s
-    if not may_change(choice, at, can_switch_on=can_switch_on, settings=SETTINGS):
-        assert choose_steps(choice, at, ratios, can_switch_on=can_switch_on, settings=SETTINGS) == current
 
 
 def test_old_evidence_switches_nothing_on() -> None:
