@@ -28,6 +28,7 @@ from benches.learn_traffic import CAPTURED_AT, Request, Workload, answered, rend
 from benches.ngram import walk
 from benches.settings import Settings
 from tide_daemon.draft import checkpoint
+from tide_daemon.trainer.compute import choose
 from tide_daemon.trainer.evaluate import SampleScore
 from tide_daemon.trainer.frozen import load_frozen
 from tide_daemon.trainer.jobs import Jobs, score_draft
@@ -58,7 +59,7 @@ class Learner:
     """A trainer without a bus: stores requests, runs rounds, holds the newest candidate."""
 
     def __init__(self, spec: TargetSpec, target_dir: Path, work_dir: Path, settings: TrainerSettings) -> None:
-        self._spec, self._frozen = spec, load_frozen(target_dir)
+        self._spec, self._frozen = spec, load_frozen(target_dir, choose("cpu"))
         limits = StoreLimits(max_bytes=4 << 30, max_age_s=1e9, segment_bytes=64 << 20)
         self._store = SampleStore(work_dir / "store", limits, lambda: CAPTURED_AT)
         self._jobs = Jobs(settings, work_dir, target_dir)
@@ -93,7 +94,7 @@ class Learner:
         return self._rounds.open(self._number).candidate_dir
 
     def scores(self, samples: list[Sample]) -> list[SampleScore]:
-        """The newest candidate on held-out samples, in bf16 as it would be served."""
+        """The newest candidate on held-out samples."""
         held = checkpoint.load(self.candidate_dir)
         return score_draft(held, self._frozen, samples, NUM_STEPS)
 

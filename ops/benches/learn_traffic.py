@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from benches.plain_target import Answer, PlainTarget, answer_all
 from tide_daemon.allocator import give_memory_back
+from tide_daemon.trainer.compute import choose
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
 
 FORMAT = 1
@@ -74,21 +75,29 @@ def answered(
 
     Prompts are taken in order until enough has been said; ValueError when there are too few.
     """
-    key = json.dumps(
-        [FORMAT, _digest(target_dir), spec.aux_layer_ids, topk, workload.max_tokens, num_tokens, workload.prompts]
-    )
+    dtype = choose("cpu").dtype
+    asked = [_digest(target_dir), str(dtype), spec.aux_layer_ids, topk, workload.max_tokens, num_tokens]
+    key = json.dumps([FORMAT, *asked, workload.prompts])
     folder = cache / f"learn-{workload.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not (folder / "complete").exists():
         # A process of its own: rows that are kept for long and logits of megabytes that are not leave a heap in pieces
         # (23 GB after 70,000 tokens, seen on 2026-11-26), and training is measured in this one.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, spawn, give_memory_back) as process:
-            process.submit(_make, folder, target_dir, spec, topk, workload, num_tokens).result()
+            process.submit(_make, folder, target_dir, dtype, spec, topk, workload, num_tokens).result()
     return _read(folder, spec, workload.name)
 
 
-def _make(folder: Path, target_dir: Path, spec: TargetSpec, topk: int, workload: Workload, num_tokens: int) -> None:
-    target = PlainTarget(target_dir, spec.aux_layer_ids, topk)
+def _make(
+    folder: Path,
+    target_dir: Path,
+    dtype: torch.dtype,
+    spec: TargetSpec,
+    topk: int,
+    workload: Workload,
+    num_tokens: int,
+) -> None:
+    target = PlainTarget(target_dir, spec.aux_layer_ids, topk, dtype)
     answers: list[Answer] = []
     said = 0
     while said < num_tokens:

@@ -39,11 +39,14 @@ class Answer:
 
 
 class PlainTarget:
-    """A Llama-like target in bf16."""
+    """A Llama-like target that computes in `dtype`."""
 
-    def __init__(self, directory: Path, aux_layer_ids: Sequence[int], topk: int) -> None:
+    def __init__(
+        self, directory: Path, aux_layer_ids: Sequence[int], topk: int, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-        weights = {name: w.to(torch.bfloat16) for name, w in load_file(directory / "model.safetensors").items()}
+        self.dtype = dtype
+        weights = {name: w.to(dtype) for name, w in load_file(directory / "model.safetensors").items()}
         config = self.config
         self.num_heads, self.num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.head_dim, self.num_layers = config["head_dim"], config["num_hidden_layers"]
@@ -74,7 +77,7 @@ class PlainTarget:
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
         """Rows of tokens at positions -> final hidden states [rows, H] and aux states [rows, A*H]."""
         angles = positions.float()[:, None] * self._turns
-        cos, sin = (f(angles)[:, None].to(torch.bfloat16) for f in (torch.cos, torch.sin))
+        cos, sin = (f(angles)[:, None].to(self.dtype) for f in (torch.cos, torch.sin))
         kv_size = self.num_kv_heads * self.head_dim
         x, aux = self._embed[tokens], []
         for i, layer in enumerate(self._layers):
@@ -88,7 +91,7 @@ class PlainTarget:
             x = x + linear(silu(gate) * up, layer["down"])
             if i in self._aux:
                 aux.append(x)
-        return x, torch.cat(aux, dim=-1)
+        return x, torch.cat(aux, dim=-1).to(torch.bfloat16)
 
     def top(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest next tokens of rows: ids [rows, k] and natural log-probabilities, the greedy one first."""
@@ -106,8 +109,8 @@ class Slots:
         shape = (target.num_layers, num_slots, target.num_kv_heads)
         self._target, self._num_slots = target, num_slots
         # Keys transposed: q @ k then needs no copy.
-        self._keys = torch.zeros(*shape, target.head_dim, length, dtype=torch.bfloat16)
-        self._values = torch.zeros(*shape, length, target.head_dim, dtype=torch.bfloat16)
+        self._keys = torch.zeros(*shape, target.head_dim, length, dtype=target.dtype)
+        self._values = torch.zeros(*shape, length, target.head_dim, dtype=target.dtype)
         self._used = torch.zeros(num_slots, dtype=torch.long)
         self._newest = torch.zeros(num_slots, dtype=torch.long)
 
@@ -142,7 +145,7 @@ class Slots:
             self._values[layer, slots, :, used] = v
             q = q.view(self._num_slots, target.num_kv_heads, group, target.head_dim) * target.head_dim**-0.5
             scores = torch.matmul(q, self._keys[layer, ..., :length]).float() + hidden_keys
-            weights = scores.softmax(-1).to(torch.bfloat16)
+            weights = scores.softmax(-1).to(target.dtype)
             return torch.matmul(weights, self._values[layer, :, :, :length]).reshape(self._num_slots, -1)
 
         hidden, aux = target.forward(self._newest, used, attend)

@@ -26,7 +26,7 @@ from demo_data.packages import cache_dir
 
 from benches.random_draft import write_random_draft
 from benches.settings import Settings
-from tide_daemon.engine.sglang.launch_env import launch
+from tide_daemon.engine.sglang.launch_env import launch, multiplies_bf16
 
 _OPS = Path(__file__).resolve().parents[1]
 
@@ -79,9 +79,9 @@ class StepProcess:
 
 
 class LinearLayers:
-    """The matrices of a Llama target as SGLang fuses them, random, bfloat16, applied to one row by F.linear."""
+    """The matrices of a Llama target as SGLang fuses them, random, applied to one row by F.linear."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype) -> None:
         hidden, inter = config["hidden_size"], config["intermediate_size"]
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         head_dim = config.get("head_dim") or hidden // heads
@@ -92,8 +92,8 @@ class LinearLayers:
             (hidden, inter),  # down
         ]
         shapes = [*layer * config["num_hidden_layers"], (config["vocab_size"], hidden)]
-        self._weights = [torch.randn(shape).mul_(0.02).to(torch.bfloat16) for shape in shapes]
-        self._rows = [torch.randn(1, shape[1]).to(torch.bfloat16) for shape in shapes]
+        self._weights = [torch.randn(shape).mul_(0.02).to(dtype) for shape in shapes]
+        self._rows = [torch.randn(1, shape[1]).to(dtype) for shape in shapes]
 
     @torch.inference_mode()
     def pass_s(self) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def run(settings: Settings) -> dict[str, float]:
     target_dir = Path(settings.text("target", "")) if "target" in settings.given else fetch(cache_dir())
     turns, per_turn = settings.integer("turns", 15), settings.integer("steps_per_turn", 4)
     prompt = settings.integer("prompt_tokens", 150)
-    dtype = settings.text("dtype", "bfloat16")
+    dtype = settings.text("dtype", "bfloat16" if multiplies_bf16() else "float32")
     torch.set_num_threads(1)
     draft_dir = write_random_draft(target_dir, settings.work_dir / "draft")
     config = json.loads((target_dir / "config.json").read_text())
@@ -119,7 +119,7 @@ def run(settings: Settings) -> dict[str, float]:
     ):
         plain.answer(), spec.answer()
         for batch in (1, 4, 8):
-            linear = LinearLayers(config) if batch == 1 else None
+            linear = LinearLayers(config, getattr(torch, dtype)) if batch == 1 else None
             figures |= _measure(plain, spec, linear, batch, turns, per_turn, prompt)
             print(", ".join(f"{name} {value:.3g}" for name, value in figures.items()), file=sys.stderr)
     return figures

@@ -76,6 +76,7 @@ def role_config(
         # No target_path: embedding, norm and head come over the bus, as on a trainer node without the target's files.
         # Small rounds and a large held-out share: minutes of traffic must be enough for several verdicts.
         config["trainer"] = {
+            "device": "cpu",  # a GPU, if there is one, is the server's
             "round_min_tokens": 800,
             "round_max_tokens": 12_000,
             "batch_tokens": 512,

@@ -14,7 +14,11 @@ class TrainerConfig:
     target_path: Path | None = setting(
         None, "Folder of the target model, read once for its embedding, norm and head. Empty: asked for over the bus."
     )
-    device: str = setting("auto", "Where the draft is trained.", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto",
+        "Where the draft is trained. auto: on a GPU (CUDA or ROCm) if there is one, on the CPU beside the role server.",
+        choices=("auto", "cpu", "cuda"),
+    )
     threads: int = setting(1, "Threads of the training process on a CPU.", unit="threads", minimum=1, maximum=1024)
     nice: int = setting(10, "Added to the training process's niceness.", minimum=0, maximum=19)
     only_idle: bool = setting(

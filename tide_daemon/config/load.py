@@ -63,7 +63,7 @@ def load(
     environ = environ or {}
     collected = collect(path, environ, assignments)
     values, origins = dict(collected.values), dict(collected.origins)
-    for key, value in _computed(values, environ).items():
+    for key, value in _computed(values, roles, environ).items():
         values[key], origins[key] = value, "computed"
     config = Config(
         **{
@@ -79,8 +79,8 @@ def load(
     return Resolved(config, tuple(roles), origins, tuple(warnings_of(config, roles, said)))
 
 
-def _computed(values: Mapping[str, Value], environ: Mapping[str, str]) -> dict[str, Value]:
-    """Defaults that depend on the machine, for what was left empty."""
+def _computed(values: Mapping[str, Value], roles: Sequence[str], environ: Mapping[str, str]) -> dict[str, Value]:
+    """Defaults that depend on the machine and on the roles, for what was left empty."""
     computed: dict[str, Value] = {}
     if not values.get("node.name"):
         computed["node.name"] = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().lower())[:64] or "node"
@@ -91,6 +91,8 @@ def _computed(values: Mapping[str, Value], environ: Mapping[str, str]) -> dict[s
     if not values.get("node.run_dir"):
         runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
         computed["node.run_dir"] = Path(runtime) if runtime else state_dir / "run"
+    if "server" in roles and values.get("trainer.device", "auto") == "auto":
+        computed["trainer.device"] = "cpu"  # the GPU's memory is the server's
     return computed
 
 

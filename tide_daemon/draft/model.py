@@ -131,7 +131,7 @@ class Eagle3Draft(nn.Module):
 def rotary_tables(positions: Tensor, config: DraftConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [.., D/2], for int positions [..]."""
     half = config.head_dim // 2
-    exponents = torch.arange(half, dtype=torch.float32) / half
+    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / half
     angles = positions.to(torch.float32).unsqueeze(-1) * (1.0 / config.rope_theta**exponents)
     return angles.cos(), angles.sin()
 

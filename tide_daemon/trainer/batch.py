@@ -47,6 +47,19 @@ class Batch:
     topk_logprobs: Tensor
     next_rows: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(
+            self.lengths,
+            self.aux.to(device),
+            self.positions.to(device),
+            self.tokens.to(device),
+            self.generated.to(device),
+            self.topk_ids.to(device),
+            self.topk_logprobs.to(device),
+            self.next_rows.to(device),
+        )
+
     @property
     def num_rows(self) -> int:
         """R."""

@@ -2,9 +2,9 @@
 
 Every position of a response is taken as the start of a chain of `num_steps` drafts; the accept length
 there is one (the target's own token) plus the leading drafts that equal what the target said. The
-serving draft and a candidate are scored by this same function on the same samples, in bf16 like the
-engine. Starts too near the end of the sample, where part of the chain's answers is unknown, are left
-out, as are starts in the prompt.
+serving draft and a candidate are scored by this same function on the same samples. Starts too near
+the end of the sample, where part of the chain's answers is unknown, are left out, as are starts in
+the prompt.
 
 `walked_*` counts the starts that serving would really visit: the first response token, then always
 the position after the accepted ones. Its mean is the accept length an engine reports; the mean over
@@ -56,8 +56,8 @@ def score(
     """Score samples, in their order.
 
     Args:
-        draft: in the dtype to compute in.
-        embed_tokens: [V, H] in that dtype.
+        draft: on the device and in the dtype to compute in.
+        embed_tokens: [V, H], the same.
         target_ids: int64 [Vd], the target token of each row of the draft's head.
         num_steps: chain length, at least 1.
     """
@@ -87,16 +87,18 @@ def _score_group(
     group: list[int],
     num_steps: int,
 ) -> dict[int, SampleScore]:
-    batch = pack([samples[i] for i in group], num_steps)
+    batch = pack([samples[i] for i in group], num_steps).to(embed_tokens.device)
+    target_ids = target_ids.to(embed_tokens.device)
     # A chain starts after a generated token, and all its answers must be known.
     starts = (batch.generated[:, 0] & (batch.tokens[:, num_steps] >= 0)).nonzero().flatten()
-    alive = torch.ones(starts.numel(), dtype=torch.bool)
-    accepted = torch.zeros(starts.numel(), num_steps, dtype=torch.bool)
+    alive = torch.ones_like(starts, dtype=torch.bool)
+    accepted = alive.new_zeros(starts.numel(), num_steps)
     for step, states in enumerate(unroll(draft, embed_tokens, batch, num_steps, starts)):
         hidden = states.hidden[starts] if step == 0 else states.hidden
         drafted = torch.cat([target_ids[draft.logits(part).argmax(-1)] for part in hidden.split(512)])
         alive = alive & (drafted == batch.tokens[starts, step + 1])
         accepted[:, step] = alive
+    starts, accepted = starts.cpu(), accepted.cpu()
     result = {}
     first_row = 0
     for i, length in zip(group, batch.lengths, strict=True):

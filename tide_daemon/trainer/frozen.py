@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tide_daemon.errors import StoreError
+from tide_daemon.trainer.compute import HOST, Compute
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -32,7 +33,7 @@ LAYER_TENSORS = (
 
 @dataclass(frozen=True, eq=False)
 class FrozenTarget:
-    """Frozen tensors of a Llama-like target, bf16. V vocabulary, H hidden size.
+    """Frozen tensors of a Llama-like target, bf16 in the host's memory. V vocabulary, H hidden size.
 
     Attributes:
         config: the target's config.json.
@@ -40,6 +41,8 @@ class FrozenTarget:
         norm: [H], weight of the final norm.
         lm_head: [V, H]; the embedding itself when the target ties them.
         last_layer: LAYER_TENSORS name -> weight of the last decoder layer, or None when it is not known.
+        compute: where drafts of this target are trained and scored.
+        embedding: embed_tokens as it is used there.
     """
 
     config: dict[str, Any]
@@ -47,9 +50,11 @@ class FrozenTarget:
     norm: Tensor
     lm_head: Tensor
     last_layer: dict[str, Tensor] | None
+    compute: Compute
+    embedding: Tensor
 
 
-def load_frozen(directory: str | Path, *, last_layer: bool = True) -> FrozenTarget:
+def load_frozen(directory: str | Path, compute: Compute = HOST, *, last_layer: bool = True) -> FrozenTarget:
     """Read the frozen tensors from a target's directory.
 
     Raises:
@@ -75,6 +80,8 @@ def load_frozen(directory: str | Path, *, last_layer: bool = True) -> FrozenTarg
             last_layer={name: _read(folder, index, f"{layer}{name}.weight") for name in LAYER_TENSORS}
             if last_layer
             else None,
+            compute=compute,
+            embedding=embed.to(compute.device, compute.dtype),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"cannot read the target's tensors in {folder}: {error}") from error

@@ -15,9 +15,9 @@ import torch
 
 from tide_daemon.draft import checkpoint
 from tide_daemon.draft.checkpoint import Checkpoint
-from tide_daemon.draft.model import Eagle3Draft
 from tide_daemon.errors import StoreError, TideError
 from tide_daemon.trainer import evaluate
+from tide_daemon.trainer.compute import Compute, choose
 from tide_daemon.trainer.frozen import FrozenTarget, load_frozen
 from tide_daemon.trainer.line import Line, Start
 from tide_daemon.trainer.pipe import Message
@@ -27,7 +27,7 @@ from tide_daemon.trainer.sample import Sample
 from tide_daemon.trainer.sample_source import SampleSource
 from tide_daemon.trainer.scores import HeldOutBucket, HeldOutScore, by_request, to_maps
 from tide_daemon.trainer.selection import heldout, select, unseen
-from tide_daemon.trainer.session import TrainSession
+from tide_daemon.trainer.session import TrainSession, draft_of
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.wire.records import TargetSpec
 
@@ -43,12 +43,10 @@ class Jobs:
     """Runs one job at a time."""
 
     def __init__(self, settings: TrainerSettings, state_dir: Path, target_dir: Path) -> None:
-        """Read the target's frozen tensors. Raises StoreError when they cannot be read."""
-        if settings.device not in ("auto", "cpu"):
-            raise StoreError(f"trainer.device is {settings.device!r}: this release trains on the CPU, set it to 'cpu'")
+        """Read the target's frozen tensors. Raises StoreError when they cannot be read, or the device is not there."""
         torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._frozen = _read_frozen(target_dir)
+        self._frozen = _read_frozen(target_dir, choose(settings.device))
         self._samples = SampleSource(state_dir / "store", settings)
         self._rounds = Rounds(state_dir)
         self._line = Line(settings, self._rounds, self._frozen, self._samples)
@@ -64,6 +62,11 @@ class Jobs:
             return self._run(message, stop, report)
         except OSError as error:
             raise StoreError(f"the disk refused: {error}") from error
+        except torch.OutOfMemoryError as error:
+            self._line.forget()  # what is in memory was cut off in the middle of a step
+            raise StoreError(
+                f"the GPU's memory is used up: lower trainer.batch_tokens, or set trainer.device to 'cpu' ({error})"
+            ) from error
 
     def _run(self, message: Message, stop: threading.Event, report: Report) -> Message:
         spec = TargetSpec(**{**message["spec"], "aux_layer_ids": tuple(message["spec"]["aux_layer_ids"])})
@@ -224,15 +227,14 @@ def _rows(samples: list[Sample], scored: list[list[evaluate.SampleScore] | None]
 def score_draft(
     held: Checkpoint, frozen: FrozenTarget, samples: list[Sample], num_steps: int
 ) -> list[evaluate.SampleScore]:
-    """Score a checkpoint as it is served: in bf16, from its own files."""
-    draft = Eagle3Draft(held.config).to(torch.bfloat16)
-    draft.load_state_dict({name: tensor for name, tensor in held.tensors.items() if name not in ("d2t", "t2d")})
-    return evaluate.score(draft, frozen.embed_tokens, held.vocab_map.target_ids, samples, num_steps)
+    """Score a checkpoint as it is served, from its own files."""
+    draft = draft_of(held).to(frozen.compute.device, frozen.compute.dtype)
+    return evaluate.score(draft, frozen.embedding, held.vocab_map.target_ids, samples, num_steps)
 
 
-def _read_frozen(folder: Path) -> FrozenTarget:
+def _read_frozen(folder: Path, compute: Compute) -> FrozenTarget:
     """The last layer too when it is a plain Llama-like one: a first draft starts from it."""
     try:
-        return load_frozen(folder)
+        return load_frozen(folder, compute)
     except StoreError:
-        return load_frozen(folder, last_layer=False)
+        return load_frozen(folder, compute, last_layer=False)

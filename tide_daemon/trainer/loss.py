@@ -54,8 +54,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
     def forward(ctx, states, head, targets, weights):
         need_states, need_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_states = torch.empty_like(states) if need_states else None
-        grad_head = torch.zeros(head.shape, dtype=torch.float32) if need_head else None
-        total = torch.zeros((), dtype=torch.float32)
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if need_head else None
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
         for first in range(0, states.shape[0], CHUNK_ROWS):
             part = slice(first, min(first + CHUNK_ROWS, states.shape[0]))
             q, w = targets(part), weights[part]

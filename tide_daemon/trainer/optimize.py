@@ -1,8 +1,7 @@
-"""AdamW on float32 masters of bf16 weights, with clipping, a schedule and a moving average.
+"""AdamW on float32 masters, with clipping, a schedule and a moving average.
 
-The draft computes in bf16 (five times the speed of float32 on a CPU with avx512_bf16, and what the
-engine does); updates of 1e-4 would vanish in its eight bits, so the optimizer owns float32 masters
-and copies them back after each step.
+The draft computes in bf16 where that is fast (compute.py); updates of 1e-4 would vanish in its eight bits, so the
+optimizer owns float32 masters and copies them back after each step.
 
 The exponential moving average of the masters is what is saved and scored: it does what a decaying
 learning rate does, without having to know when training ends.
@@ -70,7 +69,8 @@ class MasterAdamW:
             [self.first[n] for n in names],
             [self.second[n] for n in names],
             [],
-            [torch.tensor(self.num_steps - 1.0) for _ in names],  # counted up by adamw itself
+            # Counted up by adamw itself.
+            [torch.full((), self.num_steps - 1.0, device=self.masters[n].device) for n in names],
             fused=True,
             amsgrad=False,
             beta1=settings.betas[0],

@@ -52,11 +52,11 @@ class TrainSession:
     def __init__(self, draft: Eagle3Draft, vocab: VocabMap, frozen: FrozenTarget, settings: TrainerSettings) -> None:
         if draft.config.vocab_size != frozen.embed_tokens.shape[0]:
             raise DraftError("the draft belongs to a target with another vocabulary than the frozen tensors")
-        self._draft = draft
-        self._vocab = vocab
-        self._embed = frozen.embed_tokens
+        self._compute = frozen.compute
+        self._draft = draft.to(self._compute.device, self._compute.dtype)
+        self._embed = frozen.embedding
         self._settings = settings
-        self._targets = Targets(vocab.draft_ids(), vocab.size)
+        self._follow(vocab)
         optimizer = OptimizerSettings(learning_rate=settings.learning_rate)
         self._optimizer = MasterAdamW(dict(draft.named_parameters()), optimizer)
 
@@ -95,9 +95,7 @@ class TrainSession:
     @classmethod
     def from_checkpoint(cls, held: Checkpoint, frozen: FrozenTarget, settings: TrainerSettings) -> "TrainSession":
         """Go on from a draft's weights with a fresh optimizer."""
-        draft = Eagle3Draft(held.config).to(torch.bfloat16)
-        draft.load_state_dict({n: t for n, t in held.tensors.items() if n not in ("d2t", "t2d")})
-        return cls(draft, held.vocab_map, frozen, settings)
+        return cls(draft_of(held), held.vocab_map, frozen, settings)
 
     def revise_vocabulary(self, counts: NDArray[np.float64], frozen: FrozenTarget) -> int:
         """Follow the traffic's words: rows of tokens that became rare are given to tokens that became frequent.
@@ -118,16 +116,20 @@ class TrainSession:
         if gain < REVISION_GAIN * float(weights.sum()):
             return 0
         moved = moved_rows(self._vocab, vocab)
-        rows = frozen.lm_head[vocab.target_ids[moved]]
+        rows = frozen.lm_head[vocab.target_ids[moved]].to(self._compute.device)
+        moved = moved.to(self._compute.device)
         name = "lm_head.weight"
-        self._draft.lm_head.weight.data[moved] = rows
+        self._draft.lm_head.weight.data[moved] = rows.to(self._compute.dtype)
         for held in (self._optimizer.masters, self._optimizer.average):
             held[name][moved] = rows.float()
         for held in (self._optimizer.first, self._optimizer.second):
             held[name][moved] = 0.0
-        self._vocab = vocab
-        self._targets = Targets(vocab.draft_ids(), vocab.size)
+        self._follow(vocab)
         return int(moved.sum())
+
+    def _follow(self, vocab: VocabMap) -> None:
+        self._vocab = vocab
+        self._targets = Targets(vocab.draft_ids().to(self._compute.device), vocab.size)
 
     def step(self, samples: Sequence[Sample]) -> float | None:
         """One optimizer step; the mean loss a weighted row. A loss that is not finite changes nothing.
@@ -135,7 +137,7 @@ class TrainSession:
         Returns:
             The loss, or None when no row of the samples can be learnt from.
         """
-        batch = pack(samples, self._settings.unroll_steps)
+        batch = pack(samples, self._settings.unroll_steps).to(self._compute.device)
         total, weight = self._loss(batch)
         if total is None or weight <= 0:
             return None
@@ -179,7 +181,7 @@ class TrainSession:
             DraftError: a weight is not finite; nothing is written.
             OSError: the disk refused.
         """
-        tensors = {name: value.to(torch.bfloat16) for name, value in self._optimizer.average.items()}
+        tensors = {name: value.to("cpu", torch.bfloat16) for name, value in self._optimizer.average.items()}
         return checkpoint.save(directory, self._draft.config, tensors | self._maps())
 
     def save_state(self, path: Path, step: int) -> None:
@@ -187,7 +189,7 @@ class TrainSession:
         tensors = self._maps()
         for kind in _KINDS:
             values: Mapping[str, Tensor] = getattr(self._optimizer, kind)
-            tensors |= {f"{kind}/{name}": value for name, value in values.items()}
+            tensors |= {f"{kind}/{name}": value.cpu() for name, value in values.items()}
         metadata = {
             "config": self._draft.config.to_json(),
             "progress": json.dumps({"step": step, "optimizer_steps": self._optimizer.num_steps}),
@@ -210,13 +212,12 @@ class TrainSession:
                 config = DraftConfig.from_json(metadata["config"])
                 progress = json.loads(metadata["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            draft = Eagle3Draft(config).to(torch.bfloat16)
-            masters = {name: tensors[f"masters/{name}"] for name, _ in draft.named_parameters()}
-            draft.load_state_dict({name: value.to(torch.bfloat16) for name, value in masters.items()})
+            draft = Eagle3Draft(config)
+            draft.load_state_dict({name: tensors[f"masters/{name}"] for name, _ in draft.named_parameters()})
             session = cls(draft, VocabMap(tensors["d2t"], tensors["t2d"]), frozen, settings)
             for kind in _KINDS:
                 held: dict[str, Tensor] = getattr(session._optimizer, kind)
-                held.update({name: tensors[f"{kind}/{name}"] for name in held})
+                held.update({name: tensors[f"{kind}/{name}"].to(frozen.compute.device) for name in held})
             session._optimizer.num_steps = int(progress["optimizer_steps"])
             return session, int(progress["step"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, DraftError) as error:
@@ -224,6 +225,13 @@ class TrainSession:
 
     def _maps(self) -> dict[str, Tensor]:
         return {"d2t": self._vocab.d2t, "t2d": self._vocab.t2d}
+
+
+def draft_of(held: Checkpoint) -> Eagle3Draft:
+    """A checkpoint's draft, in float32: every bf16 weight as it is."""
+    draft = Eagle3Draft(held.config)
+    draft.load_state_dict({name: tensor for name, tensor in held.tensors.items() if name not in ("d2t", "t2d")})
+    return draft
 
 
 def _captured_rows(samples: Sequence[Sample]) -> CapturedRows | None:

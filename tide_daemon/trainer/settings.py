@@ -17,7 +17,7 @@ class TrainerSettings:
         name: of this trainer, in subjects: [a-z0-9-]{1,64}.
         model: short name of the target, in subjects.
         target_path: folder of the target's safetensors, for embedding, norm and head; "" to fetch them over the bus.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu", "cuda" or "auto", see compute.py.
         threads: torch threads of the worker.
         nice: added to the worker's nice value.
         only_idle: run on processors that nothing else wants.

@@ -52,7 +52,7 @@ class Targets:
         inside = (columns >= 0) & follows.unsqueeze(-1)
         probs = batch.topk_logprobs[source].exp() * inside
         mass = probs.sum(-1, keepdim=True)
-        q = torch.zeros(source.numel(), self.num_draft_ids)
+        q = probs.new_zeros(source.numel(), self.num_draft_ids)
         q.scatter_add_(1, columns.clamp(min=0), probs / mass.clamp(min=1e-6))
         soft = mass[:, 0] > 1e-3
         q.mul_(soft.unsqueeze(-1))

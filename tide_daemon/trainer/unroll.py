@@ -61,7 +61,7 @@ def unroll(
     cos, sin = rotary_tables(batch.positions, draft.config)
     q, k0, v0 = (part[0] for part in attention.qkv(x[None], cos, sin))
     hidden = draft.midlayer.after_attention(hidden, _causal(q, k0, v0, batch.lengths))
-    all_rows = torch.arange(batch.num_rows)
+    all_rows = torch.arange(batch.num_rows, device=batch.positions.device)
     yield UnrollStep(all_rows, hidden)
     rows = all_rows if chain_rows is None else chain_rows
     if num_steps == 1 or not rows.numel():
@@ -112,12 +112,13 @@ class _ChainIndex:
     def build(rows: Tensor, lengths: tuple[int, ...]) -> "_ChainIndex":
         counts, spans, masks = [], [], []
         start = 0
+        device, rows = rows.device, rows.cpu()  # sizes are needed here: once, not at every sequence
         for length in lengths:
             local = rows[(rows >= start) & (rows < start + length)] - start
             last = int(local[-1]) + 1 if local.numel() else 0
             counts.append(local.numel())
             spans.append((start, start + last))
-            masks.append(torch.arange(last)[None, :] > local[:, None])
+            masks.append((torch.arange(last)[None, :] > local[:, None]).to(device))
             start += length
         return _ChainIndex(tuple(counts), tuple(spans), tuple(masks))
 

@@ -37,6 +37,19 @@ def test_later_sources_win_and_origins_say_so(tmp_path: Path) -> None:
     assert "log.format" not in result.origins
 
 
+def test_a_trainer_leaves_the_gpu_to_the_server_beside_it(tmp_path: Path) -> None:
+    """Unless somebody says otherwise; alone it looks for one itself."""
+
+    def device(roles: tuple[str, ...], *sets: str) -> str:
+        # A folder of the target: the server needs one.
+        loaded = load(roles, None, URL, [f"server.model_path={tmp_path}", "node.model=m", *sets])
+        return loaded.config.trainer.device
+
+    assert device(("trainer",)) == "auto"
+    assert device(("trainer", "server")) == "cpu"
+    assert device(("trainer", "server"), "trainer.device=cuda") == "cuda"
+
+
 def test_every_problem_is_in_one_message(tmp_path: Path) -> None:
     """Sections, names, types, ranges, choices and rules between settings are reported together."""
     path = write(

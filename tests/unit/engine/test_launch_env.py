@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tide_daemon.engine.sglang import launch_env
-from tide_daemon.engine.sglang.launch_env import launch, runs_on_cpu, stand_in_paths
+from tide_daemon.engine.sglang.launch_env import launch, multiplies_bf16, runs_on_cpu, stand_in_paths
 
 
 @pytest.fixture
@@ -49,6 +50,42 @@ def test_the_users_own_choices_win(no_gpu: None) -> None:
     assert started.arguments.count("--decode-attention-backend") == 1
     assert started.arguments.count("--disable-cuda-graph") == 1
     assert "intel_amx" in started.arguments  # still the default of prefill
+
+
+_AVX512 = "processor : 0\nflags\t\t: fpu avx2 avx512bw avx512vl avx512dq\n"
+_AVX2 = "processor : 0\nflags\t\t: fpu avx avx2 fma\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "fast"),
+    [
+        (_AVX512, True),
+        (_AVX2, False),
+        ("processor : 0\nFeatures\t: fp asimd bf16\n", True),
+        ("processor : 0\nFeatures\t: fp asimd\n", False),
+        ("processor : 0\n", True),
+        (None, True),
+    ],
+)
+def test_which_processors_multiply_bf16(tmp_path: Path, cpuinfo: str | None, fast: bool) -> None:
+    """Where it is not said, SGLang's own choice stands."""
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(cpuinfo)
+    assert multiplies_bf16(path) is fast
+
+
+def test_this_processor_is_judged_as_torch_does() -> None:
+    """The list of features is torch's."""
+    assert multiplies_bf16() is torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_float32_where_bf16_is_slow(no_gpu: None, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    """Unless the user chose."""
+    monkeypatch.setattr(launch_env, "multiplies_bf16", lambda: fast)
+    assert ("float32" in launch([], {}).arguments) is not fast
+    assert "float32" not in launch(["--dtype", "bfloat16"], {}).arguments
 
 
 @pytest.mark.parametrize("given", [["--device", "cpu"], ["--device=cpu"]])

@@ -39,6 +39,12 @@ CPU_FLAGS: Mapping[str, str | None] = {
     "--max-total-tokens": "16384",
 }
 
+WITHOUT_BF16: Mapping[str, str | None] = {
+    # torch multiplies bfloat16 row by row there: 16 rows take 7 times as long as one, and twice as long as in float32
+    # (AMD Zen 3). decisions/0047.
+    "--dtype": "float32",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -70,7 +76,8 @@ def launch(arguments: Sequence[str], environment: Mapping[str, str] | None = Non
     paths = [*stand_in_paths(), base.get("PYTHONPATH", "")]
     base["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     completed = list(arguments)
-    for flag, default in CPU_FLAGS.items():
+    flags = {**CPU_FLAGS, **({} if multiplies_bf16() else WITHOUT_BF16)}
+    for flag, default in flags.items():
         if _value_of(flag, arguments) is None:
             completed += [flag] if default is None else [flag, default]
     return Launch(base, tuple(completed), "cpu")
@@ -80,6 +87,20 @@ def runs_on_cpu(arguments: Sequence[str]) -> bool:
     """True when `--device cpu` is asked for, or no device is named and the machine shows no CUDA or ROCm one."""
     device = _value_of("--device", arguments)
     return device == "cpu" if device else not _has_gpu()
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether torch's matrix products in bfloat16 are fast on this CPU: AVX-512, or Arm's bf16.
+
+    The question is torch.ops.mkldnn._is_mkldnn_bf16_supported()'s, for a process that does not import torch. True where
+    the CPU cannot be asked.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True
+    features = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), None)
+    return features is None or "bf16" in features or {"avx512bw", "avx512vl", "avx512dq"} <= features
 
 
 def stand_in_paths() -> list[str]:
