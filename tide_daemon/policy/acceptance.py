@@ -14,6 +14,7 @@ This file does not know about cost: see speedup.py.
 """
 
 import math
+from collections.abc import Sequence
 
 _PRIOR_WEIGHT = 4.0
 """Pseudo-counts that pull an unmeasured position towards the one before it; small against any real evidence."""
@@ -76,8 +77,8 @@ class _Window:
         conditional, alive, result = prior, 1.0, []
         for index in range(num_steps):
             if index < len(self.reached):
-                weight = self.reached[index] + _PRIOR_WEIGHT
-                conditional = min(1.0, (self.accepted[index] + _PRIOR_WEIGHT * conditional) / weight)
+                seen = (self.accepted[index] + _PRIOR_WEIGHT * conditional) / (self.reached[index] + _PRIOR_WEIGHT)
+                conditional = seen if seen < 1.0 else 1.0
             alive *= conditional
             result.append(alive)
         return result
@@ -110,7 +111,7 @@ class Trial:
 
     def standard_error(self, num_steps: int) -> float:
         """Standard error of accept_length; infinite without evidence."""
-        return _standard_error(self._window, num_steps, self._prior)
+        return _standard_error(self._window, self._window.survival(num_steps, self._prior))
 
 
 class AcceptanceMonitor:
@@ -165,8 +166,9 @@ class AcceptanceMonitor:
         self.num_steps = len(accepted_at)
         self._short.add(num_proposals, accepted_at, seconds)
         self._long.add(num_proposals, accepted_at, seconds)
-        gap = abs(self._length(self._short, self.num_steps) - self._length(self._long, self.num_steps))
-        if gap > self._change_z * self._error(self._short, self.num_steps):
+        lately = self._short.survival(self.num_steps, self._prior)
+        gap = abs(math.fsum(lately) - math.fsum(self._long.survival(self.num_steps, self._prior)))
+        if gap > self._change_z * _standard_error(self._short, lately):
             # The short window still holds some of the old traffic: it counts for little from here on.
             self._long.copy_from(self._short)
             self.fade(_EVIDENCE_AFTER_CHANGE)
@@ -182,23 +184,16 @@ class AcceptanceMonitor:
 
     def accept_length(self, num_steps: int) -> float:
         """E[l] of a chain of `num_steps` drafts, >= 1."""
-        return self._length(self._long, num_steps)
+        return 1.0 + math.fsum(self._long.survival(num_steps, self._prior))
 
     def standard_error(self, num_steps: int) -> float:
         """Standard error of accept_length, chains taken as independent; infinite without evidence."""
-        return self._error(self._long, num_steps)
-
-    def _length(self, window: _Window, num_steps: int) -> float:
-        return 1.0 + math.fsum(window.survival(num_steps, self._prior))
-
-    def _error(self, window: _Window, num_steps: int) -> float:
-        return _standard_error(window, num_steps, self._prior)
+        return _standard_error(self._long, self._long.survival(num_steps, self._prior))
 
 
-def _standard_error(window: _Window, num_steps: int, prior: float) -> float:
+def _standard_error(window: _Window, survival: Sequence[float]) -> float:
     if window.num_proposals <= 0.0:
         return math.inf
-    survival = window.survival(num_steps, prior)
     mean = math.fsum(survival)
     # For a count N with survival S: E[N^2] = sum (2i - 1) S_i. The floor keeps a lucky run from looking certain.
     second = math.fsum((2 * index + 1) * alive for index, alive in enumerate(survival))

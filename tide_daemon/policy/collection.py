@@ -70,14 +70,13 @@ def measure(state: CollectionState, accept_prob: float, settings: PolicySettings
         level += (accept_prob - level) / count
     else:
         fall = max(0.0, fall + level - accept_prob - settings.drift_slack)
-    state = replace(state, level=level, fall=fall, num_measurements=count)
     if count <= settings.shift_initial:
-        mean = state.short + (accept_prob - state.short) / count
-        return replace(state, short=mean, long=mean)
-    short = settings.ema_short * state.short + (1.0 - settings.ema_short) * accept_prob
-    long = settings.ema_long * state.long + (1.0 - settings.ema_long) * accept_prob
-    state = replace(state, short=short, long=long)
-    if state.shifted:
+        short = long = state.short + (accept_prob - state.short) / count
+    else:
+        short = settings.ema_short * state.short + (1.0 - settings.ema_short) * accept_prob
+        long = settings.ema_long * state.long + (1.0 - settings.ema_long) * accept_prob
+    state = replace(state, level=level, fall=fall, num_measurements=count, short=short, long=long)
+    if count <= settings.shift_initial or state.shifted:
         return state
     if short < long - settings.shift_epsilon:
         reason = f"shift: accept probability fell to {short:.3f} from {long:.3f} in the long run"

@@ -160,6 +160,10 @@ class NodeState:
         """Whether there was traffic at this batch edge lately."""
         return self._busy.get(edge, 0.0) > _IDLE_BUSY_S
 
+    def busy_edges(self) -> list[int]:
+        """Batch edges with traffic lately, ascending."""
+        return sorted(edge for edge, busy_s in self._busy.items() if busy_s > _IDLE_BUSY_S)
+
     def busiest(self) -> int | None:
         """The batch edge with most recent busy time, None when the node has been idle."""
         return self._busiest

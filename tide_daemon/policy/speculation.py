@@ -30,6 +30,7 @@ class Speculation:
         self.reason = "no draft yet"
         self.choices = {edge: Choice(0, -math.inf) for edge in node.edges}
         self._tried_version = NO_DRAFT
+        self._built: tuple[Probe | None, StepsTable] | None = None  # the table of these choices, under this probe
 
     def adopt(self, table: StepsTable, version: int, at: float) -> None:
         """Start from the steps table that an earlier leader had set for `version`.
@@ -39,6 +40,7 @@ class Speculation:
         """
         steps = read_table(table, self.node.edges)
         self.choices = {edge: Choice(min(steps[edge], self.settings.max_steps), at) for edge in self.node.edges}
+        self._built = None
         self._tried_version = version if table else NO_DRAFT
 
     def account_for(self, counted: tuple[tuple[int, StepCount], ...]) -> None:
@@ -64,6 +66,7 @@ class Speculation:
         if not may_speculate:
             self.probe = None
             self.choices = {edge: Choice(0, at) if c.num_steps else c for edge, c in self.choices.items()}
+            self._built = None
             self.reason = "no draft to speculate with"
             return ()
         if self.node.can_speculate:
@@ -76,8 +79,11 @@ class Speculation:
                 self._probe_ended(ended)
             if self.probe is None:
                 self.probe = self._next_probe(must_probe)
-        override = self.probe.steps_by_edge if self.probe else {}
-        return build_table({edge: override.get(edge, self.choices[edge].num_steps) for edge in self.node.edges})
+        if self._built is None or self._built[0] is not self.probe:
+            override = self.probe.steps_by_edge if self.probe else {}
+            table = build_table({edge: override.get(edge, self.choices[edge].num_steps) for edge in self.node.edges})
+            self._built = self.probe, table
+        return self._built[1]
 
     def speculates(self) -> bool:
         """Whether any batch size is switched on by choice (a probe does not count)."""
@@ -135,11 +141,11 @@ class Speculation:
 
     def _choose(self, at: float) -> None:
         """Choose again where there is traffic; elsewhere only when that changed, so idle entries do not chatter."""
-        node = self.node
-        changed = [edge for edge in node.edges if node.is_busy(edge) and self._choose_at(at, edge)]
+        busy = self.node.busy_edges()
+        changed = [edge for edge in busy if self._choose_at(at, edge)]
         if changed:
-            for edge in node.edges:
-                if not node.is_busy(edge):
+            for edge in self.node.edges:
+                if edge not in busy:
                     self._choose_at(at, edge)
 
     def _choose_at(self, at: float, edge: int) -> bool:
@@ -154,6 +160,7 @@ class Speculation:
         if chosen == current.num_steps:
             return False
         self.choices[edge] = Choice(chosen, at)
+        self._built = None
         if node.is_busy(edge):
             if chosen == 0:
                 self.schedule.switched_off(node.busy_s, node.offline_accept_length)

@@ -56,9 +56,10 @@ def speedup(accept_length: float, draft_cost: float, num_steps: int, verify_cost
 
 @dataclass(slots=True)
 class _Cell:
-    """Log seconds at common factor 1, its variance, and the target's share of the step."""
+    """Log seconds at common factor 1 and the seconds themselves, variance, and the target's share of the step."""
 
     log_s: float
+    seconds: float
     variance: float
     at: float
     target_share: float
@@ -67,6 +68,8 @@ class _Cell:
 
 class CostModel:
     """Step seconds by (batch size, num_steps) on one node. Changed by `observe` only.
+
+    Everything inside is at common factor 1: ratios do not need the factor, and seconds take it at the end.
 
     Args:
         prior_draft_cost: D0 / T of the smallest batch before any draft step was timed.
@@ -77,17 +80,19 @@ class CostModel:
         self._prior_draft_cost = prior_draft_cost
         self._prior_token_cost = prior_token_cost
         self._cells: dict[tuple[int, int], _Cell] = {}
-        # Which cells there are, looked at with every report and changed seldom.
-        self._points: dict[int, list[tuple[int, int]]] = {}  # cells by n, ascending
-        self._plain: list[int] = []  # batch sizes of plain cells
-        self._drafted: dict[int, list[int]] = {}  # num_steps of the others by batch size, both ascending
         self._factor = 0.0
         self._factor_variance = 0.0
         self._factor_at = 0.0
+        # Which cells there are, looked at with every report and changed seldom.
+        self._points: list[tuple[float, list[_Cell]]] = []  # cells by n, ascending
+        self._plain: list[int] = []  # batch sizes of plain cells
+        self._drafted: dict[int, list[int]] = {}  # num_steps of the others by batch size, both ascending
+        self._nearest_plain: dict[int, int] = {}
+        self._nearest_drafted: dict[int, int] = {}
+        # Looked up once per observation.
         self._curve: list[tuple[float, float]] | None = None
-        self._first_draft_s: dict[int, float] = {}
-        self._rest_s: dict[int, float] = {}
-        self._later_share: float | None = None
+        self._first_drafts: dict[int, float] = {}
+        self._known_later_share: float | None = None
 
     def observe(self, at: float, steps: tuple[StepCount, ...]) -> None:
         """Take in the timings of one report; steps without a usable time are left out."""
@@ -98,9 +103,8 @@ class CostModel:
                 self._observe_cell(at, step)
         if len(self._cells) > num_cells:
             self._cells_came()
-        self._curve = self._later_share = None
-        self._first_draft_s.clear()
-        self._rest_s.clear()
+        self._curve = self._known_later_share = None
+        self._first_drafts.clear()
 
     def _cells_came(self) -> None:
         """Forget the oldest ones if there are too many, and note which there are."""
@@ -108,14 +112,16 @@ class CostModel:
             oldest = sorted(self._cells, key=lambda key: (self._cells[key].at, key))
             for key in oldest[: len(self._cells) - _MAX_CELLS]:
                 del self._cells[key]
-        points: dict[int, list[tuple[int, int]]] = {}
+        points: dict[int, list[_Cell]] = {}
         self._drafted = {}
         for batch_size, num_steps in sorted(self._cells):
-            points.setdefault(batch_size * (num_steps + 1), []).append((batch_size, num_steps))
+            points.setdefault(batch_size * (num_steps + 1), []).append(self._cells[batch_size, num_steps])
             if num_steps > 0:
                 self._drafted.setdefault(batch_size, []).append(num_steps)
-        self._points = {num_tokens: points[num_tokens] for num_tokens in sorted(points)}
+        self._points = [(float(num_tokens), points[num_tokens]) for num_tokens in sorted(points)]
         self._plain = [batch_size for batch_size, num_steps in self._cells if num_steps == 0]
+        self._nearest_plain.clear()
+        self._nearest_drafted.clear()
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
         """When this cell was last seen, None if never."""
@@ -123,79 +129,99 @@ class CostModel:
         return None if cell is None else cell.at
 
     def step_s(self, batch_size: int, num_steps: int) -> float | None:
-        """Seconds of one step, measured or from the formula; None while no plain or target time is known."""
-        if (batch_size, num_steps) in self._cells:
-            return self._seconds((batch_size, num_steps))
-        target = self.target_s(batch_size * (num_steps + 1))
-        if target is None:
-            return None
-        return target + self.draft_s(batch_size, num_steps) + self.rest_s(batch_size)
-
-    def ratios(self, batch_size: int, accept_lengths: Sequence[float]) -> dict[int, float]:
-        """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
-        plain = self.step_s(batch_size, 0)
-        result: dict[int, float] = {}
-        if plain is not None:
-            for num_steps, accept_length in enumerate(accept_lengths, start=1):
-                if (step := self.step_s(batch_size, num_steps)) is not None:
-                    result[num_steps] = speedup(accept_length, 0.0, num_steps, step / plain)
-        return result
+        """Seconds of one step, measured or from the formula; None while no cell is known."""
+        return self._step(batch_size, num_steps) * math.exp(self._factor) if self._cells else None
 
     def target_s(self, num_tokens: int) -> float | None:
         """T(n): the target's seconds for n tokens in parallel, interpolated; None while no cell is known."""
-        curve = self._target_curve()
-        if not curve:
-            return None
+        return self._target(num_tokens) * math.exp(self._factor) if self._cells else None
+
+    def draft_s(self, batch_size: int, num_steps: int) -> float:
+        """The draft's seconds in a step of so many drafted tokens."""
+        return self._draft(batch_size, num_steps) * math.exp(self._factor) if self._cells else 0.0
+
+    def rest_s(self, batch_size: int) -> float:
+        """O at this batch size: seconds of a step that neither target nor draft takes."""
+        return self._rest(batch_size) * math.exp(self._factor)
+
+    def ratios(self, batch_size: int, accept_lengths: Sequence[float]) -> dict[int, float]:
+        """Predicted tokens/s over plain by num_steps, given E[l] of 1, 2, ... steps; {} while unknown."""
+        if not self._cells:
+            return {}
+        # `speedup` with all costs in beta; the most frequent question of all, so the loop looks up nothing twice.
+        plain, first, rest = self._step(batch_size, 0), self._first_draft(batch_size), self._rest(batch_size)
+        cells, later = self._cells, first * self._later_share()
+        result: dict[int, float] = {}
+        num_tokens = batch_size
+        for num_steps, accept_length in enumerate(accept_lengths, start=1):
+            num_tokens += batch_size
+            cell = cells.get((batch_size, num_steps))
+            step = self._target(num_tokens) + first + rest if cell is None else cell.seconds
+            first += later
+            result[num_steps] = accept_length * plain / step
+        return result
+
+    # At factor 1 from here on. There is a cell.
+
+    def _step(self, batch_size: int, num_steps: int) -> float:
+        cell = self._cells.get((batch_size, num_steps))
+        if cell is not None:
+            return cell.seconds
+        target = self._target(batch_size * (num_steps + 1))
+        return target + self._draft(batch_size, num_steps) + self._rest(batch_size)
+
+    def _target(self, num_tokens: int) -> float:
+        curve = self._curve or self._target_curve()
         first_n, first_s = curve[0]
         last_n, last_s = curve[-1]
-        scale = math.exp(self._factor)
         if num_tokens <= first_n:
-            return first_s * scale
+            return first_s
         if num_tokens >= last_n:
             slope = (last_s - first_s) / (last_n - first_n) if last_n > first_n else 0.0
             slope = slope or self._prior_token_cost * first_s / first_n
-            return (last_s + slope * (num_tokens - last_n)) * scale
+            return last_s + slope * (num_tokens - last_n)
         index = bisect_left(curve, (float(num_tokens), 0.0))
         (left_n, left_s), (right_n, right_s) = curve[index - 1], curve[index]
-        return (left_s + (right_s - left_s) * (num_tokens - left_n) / (right_n - left_n)) * scale
+        return left_s + (right_s - left_s) * (num_tokens - left_n) / (right_n - left_n)
 
-    def draft_s(self, batch_size: int, num_steps: int) -> float:
-        """The draft's seconds in a step of so many drafted tokens; looked up once per observation."""
-        first = self._first_draft_s.get(batch_size)
-        if first is None:
-            first = self._first_draft_s[batch_size] = self._find_first_draft_s(batch_size)
-        return first * self._of_first(num_steps)
+    def _draft(self, batch_size: int, num_steps: int) -> float:
+        return self._first_draft(batch_size) * self._of_first(num_steps)
 
-    def rest_s(self, batch_size: int) -> float:
-        """O at this batch size: seconds of a step that neither target nor draft takes; looked up as D0 is."""
-        known = self._rest_s.get(batch_size)
-        if known is None:
-            known = self._rest_s[batch_size] = self._find_rest_s(batch_size)
-        return known
-
-    def _find_rest_s(self, batch_size: int) -> float:
+    def _rest(self, batch_size: int) -> float:
         if not self._plain:
             return 0.0
-        nearest = _nearest(self._plain, batch_size), 0
-        return (1.0 - self._cells[nearest].target_share) * self._seconds(nearest)
-
-    def _seconds(self, key: tuple[int, int]) -> float:
-        return math.exp(self._cells[key].log_s + self._factor)
+        nearest = self._nearest_plain.get(batch_size)
+        if nearest is None:
+            nearest = self._nearest_plain[batch_size] = _nearest(self._plain, batch_size)
+        cell = self._cells[nearest, 0]
+        return (1.0 - cell.target_share) * cell.seconds
 
     def _of_first(self, num_steps: int) -> float:
         """Seconds of `num_steps` drafted tokens over those of the first; 0 for none."""
-        if num_steps < 2:
-            return float(num_steps)
-        if self._later_share is None:
-            self._later_share = self._find_later_share()
-        return 1.0 + self._later_share * (num_steps - 1)
+        return 1.0 + self._later_share() * (num_steps - 1) if num_steps else 0.0
 
-    def _find_first_draft_s(self, batch_size: int) -> float:
+    def _first_draft(self, batch_size: int) -> float:
+        """D1: seconds of the first drafted token."""
         if not self._drafted:
-            return self._prior_draft_cost * (self.target_s(1) or 0.0)
-        nearest = _nearest(self._drafted, batch_size)
-        steps = self._drafted[nearest]
-        firsts = [self._draft_part((nearest, num_steps)) / self._of_first(num_steps) for num_steps in steps]
+            return self._prior_draft_cost * self._target(1)
+        nearest = self._nearest_drafted.get(batch_size)
+        if nearest is None:
+            nearest = self._nearest_drafted[batch_size] = _nearest(self._drafted, batch_size)
+        first = self._first_drafts.get(nearest)
+        if first is None:
+            first = self._first_drafts[nearest] = self._measured_first_draft(nearest)
+        return first
+
+    def _later_share(self) -> float:
+        """q."""
+        if self._known_later_share is None:
+            self._known_later_share = self._find_later_share()
+        return self._known_later_share
+
+    def _measured_first_draft(self, batch_size: int) -> float:
+        """D1 as the chains of one batch size show it, their mean."""
+        steps = self._drafted[batch_size]
+        firsts = [self._draft_part(batch_size, num_steps) / self._of_first(num_steps) for num_steps in steps]
         return math.fsum(firsts) / len(firsts)
 
     def _find_later_share(self) -> float:
@@ -204,17 +230,29 @@ class CostModel:
         for batch_size, steps in self._drafted.items():
             if len(steps) < 2:
                 continue
-            short, long = self._draft_part((batch_size, steps[0])), self._draft_part((batch_size, steps[-1]))
+            short, long = self._draft_part(batch_size, steps[0]), self._draft_part(batch_size, steps[-1])
             if short > 0.0:
                 later = max(0.0, long - short) / (steps[-1] - steps[0])
                 first = short - later * (steps[0] - 1)
                 shares.append(1.0 if later >= first else later / first)
         return math.fsum(shares) / len(shares) if shares else 1.0
 
-    def _draft_part(self, key: tuple[int, int]) -> float:
+    def _draft_part(self, batch_size: int, num_steps: int) -> float:
         """The draft's seconds in a measured cell: what is neither the target's nor the rest."""
-        beyond_target = (1.0 - self._cells[key].target_share) * self._seconds(key)
-        return max(0.0, beyond_target - self.rest_s(key[0]))
+        cell = self._cells[batch_size, num_steps]
+        return max(0.0, (1.0 - cell.target_share) * cell.seconds - self._rest(batch_size))
+
+    def _target_curve(self) -> list[tuple[float, float]]:
+        """Points (n, seconds), n ascending, seconds non-decreasing."""
+        self._curve, highest = [], 0.0
+        for num_tokens, cells in self._points:
+            mean = 0.0
+            for cell in cells:
+                mean += cell.seconds * cell.target_share / len(cells)
+            if mean > highest:
+                highest = mean
+            self._curve.append((num_tokens, highest))
+        return self._curve
 
     def _observe_cell(self, at: float, step: StepCount) -> None:
         seen = math.log(step.median_step_s)
@@ -224,7 +262,8 @@ class CostModel:
         cell = self._cells.get(key)
         if cell is None:
             variance = noise + self._factor_variance
-            self._cells[key] = _Cell(seen - self._factor, variance, at, share, step.num_verifies)
+            log_s = seen - self._factor
+            self._cells[key] = _Cell(log_s, math.exp(log_s), variance, at, share, step.num_verifies)
             self._factor_at = max(self._factor_at, at)
             return
         self._factor_variance += _FACTOR_DRIFT * max(0.0, at - self._factor_at)
@@ -237,24 +276,13 @@ class CostModel:
         factor_gain, cell_gain = self._factor_variance / total, cell.variance / total
         self._factor += factor_gain * surprise
         cell.log_s += cell_gain * surprise
+        cell.seconds = math.exp(cell.log_s)
         self._factor_variance *= 1.0 - factor_gain
         cell.variance *= 1.0 - cell_gain
         weight = min(1.0, max(0.1, step.num_verifies / (cell.num_verifies + step.num_verifies)))
         cell.target_share += weight * (share - cell.target_share)
         cell.num_verifies += step.num_verifies
         cell.at = at
-
-    def _target_curve(self) -> list[tuple[float, float]]:
-        """Points (n, seconds at factor 1), n ascending, seconds non-decreasing; built once per observation."""
-        if self._curve is None:
-            curve, highest = [], 0.0
-            for num_tokens, keys in self._points.items():
-                cells = [self._cells[key] for key in keys]
-                mean = math.fsum(math.exp(cell.log_s) * cell.target_share for cell in cells) / len(cells)
-                highest = max(highest, mean)
-                curve.append((float(num_tokens), highest))
-            self._curve = curve
-        return self._curve
 
 
 def _nearest(batch_sizes: Iterable[int], batch_size: int) -> int:

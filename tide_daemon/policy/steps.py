@@ -44,7 +44,7 @@ def best_steps(ratios: Mapping[int, float]) -> int:
     Args:
         ratios: by num_steps >= 1; not empty.
     """
-    return min(ratios, key=lambda num_steps: (-ratios[num_steps], num_steps))
+    return max(sorted(ratios), key=ratios.__getitem__)
 
 
 def choose_steps(

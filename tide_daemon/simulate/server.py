@@ -81,6 +81,7 @@ class ModelledServer:
         self._jitter = 0.0
         self._spread = 0.0
         self._backlog = 0.0
+        self._traffic = 0.0, schedule.at(0.0)
         self._counted: dict[tuple[int, int], _Counted] = {}
         self._steps_seen: dict[int, int] = {}
 
@@ -92,7 +93,8 @@ class ModelledServer:
         )
         self._slowness = math.exp(self._deviation)
         self._jitter, self._spread = load.gauss(0.0, 1.0), load.gauss(0.0, 1.0)
-        arrivals = self._schedule.at(at).arrivals_per_s * self._scenario.report_s
+        self._traffic = at, self._schedule.at(at)
+        arrivals = self._traffic[1].arrivals_per_s * self._scenario.report_s
         if arrivals > 0.0:
             # A normal distribution in place of Poisson's: the batch size follows within one interval.
             came = max(0.0, arrivals + math.sqrt(arrivals) * load.gauss(0.0, 1.0))
@@ -104,7 +106,7 @@ class ModelledServer:
         self._at = to
         if seconds <= 0.0 or self.engine != "ready":
             return
-        traffic = self._schedule.at(at)
+        traffic = self._traffic[1] if self._traffic[0] == at else self._schedule.at(at)
         survival = self._survival(traffic)
         batch, busy_s = self._batch(traffic, seconds, survival)
         if batch == 0 or busy_s <= 0.0:
