@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import trainer_samples
 from tests.nats_fixture import NatsServer
@@ -201,3 +202,18 @@ async def test_drafts_on_this_disk(tmp_path: Path) -> None:
     weights = next(path.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     assert look().state == "warning" and "delete it" in look().advice
+
+
+def test_where_a_trainer_would_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device and its numbers; what to do where a GPU is asked for and none is found."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [f"node.state_dir={tmp_path}", "bus.url=nats://127.0.0.1:1"]
+
+    def look(*more: str) -> Finding:
+        config = load(("trainer",), None, {}, [*words, *more]).config
+        found = check_model(config, ("trainer",), quick=False)
+        return next(entry for entry in found if entry.check == "training device")
+
+    assert look().state == "ok" and look().found.startswith("cpu, ")
+    asked = look("trainer.device=cuda")
+    assert asked.state == "failed" and "finds no GPU" in asked.found and "trainer.device = 'cpu'" in asked.advice

@@ -1,4 +1,4 @@
-"""The target's files and what the node holds of drafts: layer ids, vocabulary, hooks, cached checkpoints."""
+"""The target's files, where drafts are trained, what the node holds of them: layers, vocabulary, hooks, checkpoints."""
 
 import json
 import subprocess
@@ -26,6 +26,8 @@ def check_model(config: Config, roles: Sequence[str], *, quick: bool) -> list[Fi
         return found
     if "server" in roles and config.server.mode == "launch":
         found.append(_hooks(config))
+    if "trainer" in roles:
+        found.append(_training_device(config))
     if set(roles) & {"server", "trainer"}:
         found += _cached_drafts(config, roles, layers)
     return found
@@ -79,6 +81,21 @@ def _hooks(config: Config) -> Finding:
         advice = "install the SGLang that the package's extra names; with this one capture and swap stay off"
         return Finding("hooks", FAILED, f"SGLang lacks {', '.join(missing)}", advice)
     return Finding("hooks", OK, "SGLang has every function that is hooked")
+
+
+def _training_device(config: Config) -> Finding:
+    """Where this node would train."""
+    try:
+        from tide_daemon.trainer.compute import choose
+    except ImportError as error:
+        return Finding("training device", SKIPPED, f"cannot be asked: {error}")
+    try:
+        found = choose(config.trainer.device)
+    except TideError as error:
+        return Finding(
+            "training device", FAILED, str(error), "pip install torch for this GPU, or trainer.device = 'cpu'"
+        )
+    return Finding("training device", OK, f"{found.device.type}, {str(found.dtype).removeprefix('torch.')}")
 
 
 def _cached_drafts(config: Config, roles: Sequence[str], layers: tuple[int, ...]) -> list[Finding]:
