@@ -17,6 +17,7 @@ over_7100_h4096 are over what such a pipeline reached on the machine where the s
 
 import asyncio
 import multiprocessing
+import os
 import queue
 import statistics
 import sys
@@ -30,6 +31,7 @@ import numpy as np
 
 from benches import spine_bare
 from benches.settings import Settings
+from tide_daemon import log
 from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.embedded import EmbeddedServer, EmbeddedSettings
 from tide_daemon.bus.jetstream import JetStreamBus
@@ -115,7 +117,7 @@ async def _measure(folder: Path, hidden: int, num_rows: int, codec: str) -> dict
             context.Process(target=target, args=arguments, daemon=True)
             for target, arguments in (
                 (write_rows, (ring, hidden, num_rows, ready, answers)),
-                (serve, (ring, url, hidden, codec, ready, answers)),
+                (serve, (folder / "server", ring, url, hidden, codec, ready, answers)),
                 (train, (folder / "trainer", url, hidden, num_rows, ready, answers)),
             )
         ]
@@ -277,8 +279,17 @@ class RingEngine:
         return self._assembler.take_ready()
 
 
-def serve(path: Path, url: str, hidden: int, codec: str, ready: Any, answers: Any) -> None:
+def _keep_log(folder: Path) -> None:
+    """Write a role's log as a service does: JSON lines, which somebody else keeps."""
+    folder.mkdir(parents=True)
+    with (folder / "log.jsonl").open("wb") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    log.configure(format="json")
+
+
+def serve(folder: Path, path: Path, url: str, hidden: int, codec: str, ready: Any, answers: Any) -> None:
     """The server role on the ring, until SIGTERM."""
+    _keep_log(folder)
     while not path.exists():
         time.sleep(0.01)
     asyncio.run(_serve(path, url, hidden, codec, ready, answers))
@@ -303,7 +314,7 @@ async def _serve(path: Path, url: str, hidden: int, codec: str, ready: Any, answ
 
 def train(folder: Path, url: str, hidden: int, num_rows: int, ready: Any, answers: Any) -> None:
     """The trainer role's ingest, until the store holds every row."""
-    folder.mkdir(parents=True)
+    _keep_log(folder)
     asyncio.run(_train(folder, url, hidden, num_rows, ready, answers))
 
 

@@ -1,14 +1,15 @@
 """Takes hidden-state chunks from the bus into the sample store: fetch, check, store, sync, then acknowledge.
 
-A chunk is acknowledged only when it is on the disk. Refused ones (damaged, another target) are counted by reason
-and ended for good: no retry can mend them. While the disk refuses, the batch is held and the broker is told that it
-is still being worked on, so that redelivery limits do not eat samples during a long outage; nothing more is fetched.
+One batch is fetched, the one before it checked and the one before that written, all at the same time. A chunk is
+acknowledged only when it is on the disk. Refused ones (damaged, another target) are counted by reason and ended for
+good: no retry can mend them. While the disk refuses, what came is held and the broker is told that it is still being
+worked on, so that redelivery limits do not eat samples during a long outage; nothing more is fetched.
 """
 
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ _RETRY_S = 2.0
 _ENFORCE_EVERY_S = 30.0
 _REFRESH_EVERY_S = 0.5
 """Counting what is stored goes through all requests, so a stream of batches does not do it at each one."""
+
+Checked = tuple[ChunkMeta, bytes] | str
+"""What is to be stored of a chunk, or why it was refused."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,7 +85,7 @@ class Ingest:
         self._now = now
         self._beat = beat
         limits = StoreLimits(settings.store_max_bytes, settings.store_max_age_s, settings.segment_bytes)
-        self._store = SampleStore(folder, limits, now)
+        self._samples = SampleStore(folder, limits, now)
         # One thread owns the store: its calls never overlap, and one that began ends even if its waiter is cancelled.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.refused: Counter[str] = Counter()
@@ -91,6 +95,7 @@ class Ingest:
         self.problem = ""
         self.stats = StoreStats()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._held: list[Delivery] = []  # fetched and not yet stored, oldest first
         self._cursor = 0
         # Requests finished after this are counted by themselves; the role sets it when it waits for some.
         self.mark: int | None = None
@@ -103,24 +108,29 @@ class Ingest:
         now = self._loop.time
         refreshed_at, changed = now(), False
         fetching = asyncio.create_task(self._fetch(puller))
-        answering = asyncio.create_task(self._answer([], []))
+        storing = asyncio.create_task(self._store_and_answer([], []))
         try:
             while True:
                 batch = await fetching
                 self._beat()
-                # The next batch travels while this one is decoded and synced, and the one before is answered.
+                if storing.done():
+                    storing.result()
                 fetching = asyncio.create_task(self._fetch(puller))
                 if batch:
-                    checked = await self._store_all([delivery.message for delivery in batch], batch)
-                    await answering
-                    answering = asyncio.create_task(self._answer(batch, checked))
+                    self._held += batch
+                    checked = await self._in_spite_of_the_disk(functools.partial(asyncio.to_thread, self._check, batch))
+                    await storing
+                    storing = asyncio.create_task(self._store_and_answer(batch, checked))
                     changed = True
                 if now() - refreshed_at > (_REFRESH_EVERY_S if changed else _ENFORCE_EVERY_S):
                     refreshed_at, changed = now(), False
                     await self._refresh()
         finally:
             fetching.cancel()
-            await asyncio.gather(fetching, answering, return_exceptions=True)
+            # What is being written ends soon and is acknowledged, unless the disk refuses.
+            await asyncio.wait([storing], timeout=_RETRY_S)
+            storing.cancel()
+            await asyncio.gather(fetching, storing, return_exceptions=True)
             await puller.close()
 
     async def _bind(self) -> Puller:
@@ -137,9 +147,12 @@ class Ingest:
         settings = self._settings
         return await puller.fetch(settings.fetch_max_messages, settings.fetch_max_bytes, _FETCH_WAIT_S)
 
-    async def _answer(self, batch: Sequence[Delivery], checked: Sequence[tuple[ChunkMeta, bytes] | str]) -> None:
-        """Acknowledge what is stored, end what was refused."""
-        for delivery, item in zip(batch, checked, strict=True):
+    async def _store_and_answer(self, batch: Sequence[Delivery], checked: Sequence[Checked]) -> None:
+        """Store what can be used, acknowledge it, end what was refused."""
+        stored = await self._in_spite_of_the_disk(functools.partial(self._call, self._append, checked))
+        self.problem = ""
+        del self._held[: len(batch)]
+        for delivery, item in zip(batch, stored, strict=True):
             try:
                 if isinstance(item, str):
                     self.refused[item] += 1
@@ -150,7 +163,27 @@ class Ingest:
                 # It comes again and the store knows it already.
                 log.debug("acknowledgement_failed", error=str(error))
 
-    def _check_one(self, message: StoredMessage) -> tuple[ChunkMeta, bytes] | str:
+    async def _in_spite_of_the_disk(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it again until the disk lets it be done; what is held is kept from being delivered again meanwhile."""
+        while True:
+            try:
+                return await work()
+            except StoreError as error:
+                if not self.problem:
+                    log.error("samples_not_stored", error=str(error), chunks=len(self._held))
+                self.problem = str(error)
+            await asyncio.sleep(_RETRY_S)
+            self._beat()
+            for delivery in tuple(self._held):
+                try:
+                    await delivery.in_progress()
+                except BusError as error:
+                    log.debug("in_progress_failed", error=str(error))
+
+    def _check(self, batch: Sequence[Delivery]) -> list[Checked]:
+        return [self._check_one(delivery.message) for delivery in batch]
+
+    def _check_one(self, message: StoredMessage) -> Checked:
         try:
             chunk = envelope.decode(message.data)
             subjects.verify(message.subject, chunk)
@@ -159,10 +192,6 @@ class Ingest:
             return "damaged"
         if not isinstance(chunk, HiddenChunk):
             return "other_kind"
-        if chunk.request_id in self.forgotten:
-            assert self._loop is not None, "set before the first chunk is fetched"
-            self._loop.call_soon_threadsafe(self.came_late, chunk.request_id)
-            return FORGOTTEN
         spec = self._specs.offer(chunk.spec)
         if spec is None:
             return "other_target"
@@ -185,31 +214,18 @@ class Ingest:
             message.data,
         )
 
-    async def _store_all(
-        self, messages: Sequence[StoredMessage], batch: Sequence[Delivery]
-    ) -> list[tuple[ChunkMeta, bytes] | str]:
-        """Store what can be used, however long the disk refuses; returns what `_check_one` said of each."""
-        while True:
-            try:
-                checked = await self._call(self._check_and_append, messages)
-                self.problem = ""
-                return checked
-            except StoreError as error:
-                if not self.problem:
-                    log.error("samples_not_stored", error=str(error), chunks=len(messages))
-                self.problem = str(error)
-            await asyncio.sleep(_RETRY_S)
-            self._beat()
-            for delivery in batch:
-                try:
-                    await delivery.in_progress()
-                except BusError as error:
-                    log.debug("in_progress_failed", error=str(error))
+    def _append(self, checked: Sequence[Checked]) -> list[Checked]:
+        # In the store's thread, where deletions are made: what is forgotten is deleted before or refused here.
+        stored = [FORGOTTEN if self._is_forgotten(item) else item for item in checked]
+        self._samples.append([item for item in stored if not isinstance(item, str)])
+        return stored
 
-    def _check_and_append(self, messages: Sequence[StoredMessage]) -> list[tuple[ChunkMeta, bytes] | str]:
-        checked = [self._check_one(message) for message in messages]
-        self._store.append([item for item in checked if not isinstance(item, str)])
-        return checked
+    def _is_forgotten(self, item: Checked) -> bool:
+        if isinstance(item, str) or item[0].request_id not in self.forgotten:
+            return False
+        assert self._loop is not None, "set before the first chunk is fetched"
+        self._loop.call_soon_threadsafe(self.came_late, item[0].request_id)
+        return True
 
     async def count_from(self, cursor: int) -> None:
         """Tokens of requests finished after this store sequence are new; the role moves it when a round begins.
@@ -228,17 +244,17 @@ class Ingest:
             self.problem = f"cannot apply the sample store's limits: {error}"
 
     def _measure(self) -> StoreStats:
-        self._store.enforce()
-        requests = self._store.index.requests
+        self._samples.enforce()
+        requests = self._samples.index.requests
         held = heldout(requests, self._settings, self._now())
         mark = self.mark
         return StoreStats(
             num_requests=len(requests),
-            num_tokens=self._store.index.num_response,
+            num_tokens=self._samples.index.num_response,
             num_heldout=len(held),
             new_tokens=new_tokens(requests, self._settings, self._cursor),
-            num_bytes=self._store.num_bytes,
-            last_sequence=self._store.last_sequence,
+            num_bytes=self._samples.num_bytes,
+            last_sequence=self._samples.last_sequence,
             newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
             mark=mark,
             num_since_mark=0 if mark is None else num_finished_after(requests, mark),
@@ -247,7 +263,7 @@ class Ingest:
 
     async def delete(self, request_id: str) -> int:
         """Remove a request's chunks from the disk; returns how many. Raises StoreError."""
-        num_deleted = await self._call(self._store.delete, request_id)
+        num_deleted = await self._call(self._samples.delete, request_id)
         if num_deleted:
             await self._refresh()
         return num_deleted
@@ -255,7 +271,7 @@ class Ingest:
     def close(self) -> None:
         """Finish what the store's thread is doing and release the folder. Blocks for at most one append."""
         self._thread.shutdown(wait=True)
-        self._store.close()
+        self._samples.close()
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run in the store's thread."""
@@ -264,5 +280,5 @@ class Ingest:
 
     def counters(self) -> dict[str, int]:
         """The store's own counters, for the status page."""
-        counters = self._store.counters
+        counters = self._samples.counters
         return {name: getattr(counters, name) for name in type(counters).__slots__}
