@@ -96,6 +96,7 @@ class Ingest:
         self.stats = StoreStats()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: list[Delivery] = []  # fetched and not yet stored, oldest first
+        self._changed = False  # something was stored that the statistics do not count yet
         self._cursor = 0
         # Requests finished after this are counted by themselves; the role sets it when it waits for some.
         self.mark: int | None = None
@@ -106,7 +107,7 @@ class Ingest:
         await self._refresh()
         puller = await self._bind()
         now = self._loop.time
-        refreshed_at, changed = now(), False
+        refreshed_at = now()
         fetching = asyncio.create_task(self._fetch(puller))
         storing = asyncio.create_task(self._store_and_answer([], []))
         try:
@@ -121,9 +122,8 @@ class Ingest:
                     checked = await self._in_spite_of_the_disk(functools.partial(asyncio.to_thread, self._check, batch))
                     await storing
                     storing = asyncio.create_task(self._store_and_answer(batch, checked))
-                    changed = True
-                if now() - refreshed_at > (_REFRESH_EVERY_S if changed else _ENFORCE_EVERY_S):
-                    refreshed_at, changed = now(), False
+                if now() - refreshed_at > (_REFRESH_EVERY_S if self._changed else _ENFORCE_EVERY_S):
+                    refreshed_at, self._changed = now(), False
                     await self._refresh()
         finally:
             fetching.cancel()
@@ -131,6 +131,7 @@ class Ingest:
             await asyncio.wait([storing], timeout=_RETRY_S)
             storing.cancel()
             await asyncio.gather(fetching, storing, return_exceptions=True)
+            await self._give_back()
             await puller.close()
 
     async def _bind(self) -> Puller:
@@ -150,7 +151,7 @@ class Ingest:
     async def _store_and_answer(self, batch: Sequence[Delivery], checked: Sequence[Checked]) -> None:
         """Store what can be used, acknowledge it, end what was refused."""
         stored = await self._in_spite_of_the_disk(functools.partial(self._call, self._append, checked))
-        self.problem = ""
+        self.problem, self._changed = "", True
         del self._held[: len(batch)]
         for delivery, item in zip(batch, stored, strict=True):
             try:
@@ -179,6 +180,14 @@ class Ingest:
                     await delivery.in_progress()
                 except BusError as error:
                     log.debug("in_progress_failed", error=str(error))
+
+    async def _give_back(self) -> None:
+        """What is not stored may be had by another trainer at once."""
+        for delivery in self._held:
+            try:
+                await delivery.nak()
+            except BusError as error:
+                log.debug("chunk_not_given_back", error=str(error))
 
     def _check(self, batch: Sequence[Delivery]) -> list[Checked]:
         return [self._check_one(delivery.message) for delivery in batch]
