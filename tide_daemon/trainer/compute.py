@@ -6,6 +6,8 @@ masters are float32 and what is published is bfloat16. Only the draft, the targe
 to the device; samples, files and first weights stay on the host.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +43,17 @@ def choose(device: str) -> Compute:
             "this user may open its device files, or set trainer.device to 'cpu'"
         )
     return Compute(HOST.device, torch.bfloat16 if _multiplies_bf16() else torch.float32)
+
+
+@contextmanager
+def told_of_memory() -> Iterator[None]:
+    """In the block a GPU whose memory is used up raises StoreError, which says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise StoreError(
+            f"the GPU's memory is used up: lower trainer.batch_tokens, or set trainer.device to 'cpu' ({error})"
+        ) from error
 
 
 def _multiplies_bf16() -> bool:

@@ -17,7 +17,7 @@ from tide_daemon.draft import checkpoint
 from tide_daemon.draft.checkpoint import Checkpoint
 from tide_daemon.errors import StoreError, TideError
 from tide_daemon.trainer import evaluate
-from tide_daemon.trainer.compute import Compute, choose
+from tide_daemon.trainer.compute import Compute, choose, told_of_memory
 from tide_daemon.trainer.frozen import FrozenTarget, load_frozen
 from tide_daemon.trainer.line import Line, Start
 from tide_daemon.trainer.pipe import Message
@@ -46,7 +46,8 @@ class Jobs:
         """Read the target's frozen tensors. Raises StoreError when they cannot be read, or the device is not there."""
         torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._frozen = _read_frozen(target_dir, choose(settings.device))
+        with told_of_memory():
+            self._frozen = _read_frozen(target_dir, choose(settings.device))
         self._samples = SampleSource(state_dir / "store", settings)
         self._rounds = Rounds(state_dir)
         self._line = Line(settings, self._rounds, self._frozen, self._samples)
@@ -59,14 +60,10 @@ class Jobs:
             StoppedError: `stop` was set.
         """
         try:
-            return self._run(message, stop, report)
+            with told_of_memory():
+                return self._run(message, stop, report)
         except OSError as error:
             raise StoreError(f"the disk refused: {error}") from error
-        except torch.OutOfMemoryError as error:
-            self._line.forget()  # what is in memory was cut off in the middle of a step
-            raise StoreError(
-                f"the GPU's memory is used up: lower trainer.batch_tokens, or set trainer.device to 'cpu' ({error})"
-            ) from error
 
     def _run(self, message: Message, stop: threading.Event, report: Report) -> Message:
         spec = TargetSpec(**{**message["spec"], "aux_layer_ids": tuple(message["spec"]["aux_layer_ids"])})
@@ -138,7 +135,11 @@ class Jobs:
 
     def _step(self, session: TrainSession, samples: list[Sample], step: int) -> float | None:
         """One optimizer step, None if nothing could be learnt. A loss that is not finite fails the round."""
-        loss = session.step(samples)
+        try:
+            loss = session.step(samples)
+        except torch.OutOfMemoryError:
+            self._line.forget()  # the step was cut off in its middle
+            raise
         if loss is not None and not math.isfinite(loss):
             self._line.forget()
             requests = sorted({sample.request_id[:16] for sample in samples})

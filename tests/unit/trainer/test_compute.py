@@ -11,7 +11,7 @@ from tests.unit.trainer.pretend_device import DEVICE, PretendDevice
 from tests.unit.trainer.test_revise_vocabulary import SETTINGS, counts_of
 from tide_daemon.errors import StoreError
 from tide_daemon.trainer import compute
-from tide_daemon.trainer.compute import Compute, choose
+from tide_daemon.trainer.compute import Compute, choose, told_of_memory
 from tide_daemon.trainer.evaluate import SampleScore
 from tide_daemon.trainer.frozen import load_frozen
 from tide_daemon.trainer.jobs import score_draft
@@ -82,6 +82,12 @@ def test_choice(
     monkeypatch.setattr(compute, "_multiplies_bf16", lambda: bf16)
     found = choose(device)
     assert (found.device.type, found.dtype) == chosen
+
+
+def test_memory_that_is_used_up() -> None:
+    """Said with what to do, as every other refusal of a round."""
+    with pytest.raises(StoreError, match="the GPU's memory is used up: lower"), told_of_memory():
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
