@@ -14,6 +14,7 @@ from tide_daemon.draft.checkpoint import Checkpoint
 from tide_daemon.draft.model import Eagle3Draft
 from tide_daemon.engine.port import DraftState
 from tide_daemon.trainer.batch import pack
+from tide_daemon.trainer.compute import choose
 from tide_daemon.trainer.frozen import load_frozen
 from tide_daemon.trainer.sample import Sample
 from tide_daemon.trainer.session import TrainSession
@@ -62,7 +63,7 @@ def train(
     settings = TrainerSettings(name="t", model="tiny", draft_vocab_size=DRAFT_VOCAB)
     samples = [sample for sample, _ in captured]
     counts = np.bincount(np.concatenate([s.token_ids for s in samples]), minlength=VOCAB).astype(np.float64)
-    session = TrainSession.fresh(SPEC, counts, samples, load_frozen(target), settings)
+    session = TrainSession.fresh(SPEC, counts, samples, load_frozen(target, choose("cpu")), settings)
     for _ in range(12):
         for _ in range(14):
             session.step(samples)
