@@ -56,7 +56,7 @@ class Alone:
 
     def _lower(self, at: float, choices: dict[int, Choice]) -> None:
         """Choose again where there is traffic; elsewhere only when that changed something."""
-        busy = [edge for edge in self._node.edges if self._node.is_busy(edge)]
+        busy = self._node.busy_edges()
         lowered = [edge for edge in busy if self._lower_at(at, edge, choices)]
         for edge in self._node.edges if lowered else ():
             if edge not in busy:

@@ -9,11 +9,11 @@ worked on, so that redelivery limits do not eat samples during a long outage; no
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -85,7 +85,7 @@ class Ingest:
         self._now = now
         self._beat = beat
         limits = StoreLimits(settings.store_max_bytes, settings.store_max_age_s, settings.segment_bytes)
-        self._samples = SampleStore(folder, limits, now)
+        self._store = SampleStore(folder, limits, now)
         # One thread owns the store: its calls never overlap, and one that began ends even if its waiter is cancelled.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.refused: Counter[str] = Counter()
@@ -154,15 +154,11 @@ class Ingest:
         self.problem, self._changed = "", True
         del self._held[: len(batch)]
         for delivery, item in zip(batch, stored, strict=True):
-            try:
-                if isinstance(item, str):
-                    self.refused[item] += 1
-                    await delivery.term()
-                else:
-                    await delivery.ack()
-            except BusError as error:
-                # It comes again and the store knows it already.
-                log.debug("acknowledgement_failed", error=str(error))
+            if isinstance(item, str):
+                self.refused[item] += 1
+                await _tell(delivery.term())
+            else:
+                await _tell(delivery.ack())
 
     async def _in_spite_of_the_disk(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it again until the disk lets it be done; what is held is kept from being delivered again meanwhile."""
@@ -176,18 +172,12 @@ class Ingest:
             await asyncio.sleep(_RETRY_S)
             self._beat()
             for delivery in tuple(self._held):
-                try:
-                    await delivery.in_progress()
-                except BusError as error:
-                    log.debug("in_progress_failed", error=str(error))
+                await _tell(delivery.in_progress())
 
     async def _give_back(self) -> None:
         """What is not stored may be had by another trainer at once."""
         for delivery in self._held:
-            try:
-                await delivery.nak()
-            except BusError as error:
-                log.debug("chunk_not_given_back", error=str(error))
+            await _tell(delivery.nak())
 
     def _check(self, batch: Sequence[Delivery]) -> list[Checked]:
         return [self._check_one(delivery.message) for delivery in batch]
@@ -226,7 +216,7 @@ class Ingest:
     def _append(self, checked: Sequence[Checked]) -> list[Checked]:
         # In the store's thread, where deletions are made: what is forgotten is deleted before or refused here.
         stored = [FORGOTTEN if self._is_forgotten(item) else item for item in checked]
-        self._samples.append([item for item in stored if not isinstance(item, str)])
+        self._store.append([item for item in stored if not isinstance(item, str)])
         return stored
 
     def _is_forgotten(self, item: Checked) -> bool:
@@ -253,17 +243,17 @@ class Ingest:
             self.problem = f"cannot apply the sample store's limits: {error}"
 
     def _measure(self) -> StoreStats:
-        self._samples.enforce()
-        requests = self._samples.index.requests
+        self._store.enforce()
+        requests = self._store.index.requests
         held = heldout(requests, self._settings, self._now())
         mark = self.mark
         return StoreStats(
             num_requests=len(requests),
-            num_tokens=self._samples.index.num_response,
+            num_tokens=self._store.index.num_response,
             num_heldout=len(held),
             new_tokens=new_tokens(requests, self._settings, self._cursor),
-            num_bytes=self._samples.num_bytes,
-            last_sequence=self._samples.last_sequence,
+            num_bytes=self._store.num_bytes,
+            last_sequence=self._store.last_sequence,
             newest_finished_sequence=max((request.finished_sequence for request in requests.values()), default=0),
             mark=mark,
             num_since_mark=0 if mark is None else num_finished_after(requests, mark),
@@ -272,7 +262,7 @@ class Ingest:
 
     async def delete(self, request_id: str) -> int:
         """Remove a request's chunks from the disk; returns how many. Raises StoreError."""
-        num_deleted = await self._call(self._samples.delete, request_id)
+        num_deleted = await self._call(self._store.delete, request_id)
         if num_deleted:
             await self._refresh()
         return num_deleted
@@ -280,7 +270,7 @@ class Ingest:
     def close(self) -> None:
         """Finish what the store's thread is doing and release the folder. Blocks for at most one append."""
         self._thread.shutdown(wait=True)
-        self._samples.close()
+        self._store.close()
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run in the store's thread."""
@@ -289,5 +279,13 @@ class Ingest:
 
     def counters(self) -> dict[str, int]:
         """The store's own counters, for the status page."""
-        counters = self._samples.counters
+        counters = self._store.counters
         return {name: getattr(counters, name) for name in type(counters).__slots__}
+
+
+async def _tell(word: Coroutine[Any, Any, None]) -> None:
+    """Tell the broker something of a chunk. Unheard, the chunk comes again, and the store knows whether it has it."""
+    try:
+        await word
+    except BusError as error:
+        log.debug("broker_not_told", error=str(error))

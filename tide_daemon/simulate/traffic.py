@@ -26,7 +26,6 @@ class Schedule:
         self.starts = [0.0]
         for phase in phases:
             self.starts.append(self.starts[-1] + phase.seconds)
-        self._last: tuple[float, Traffic] | None = None
 
     def index(self, at: float) -> int:
         """Index of the phase that holds this second; the last one's at and after the end."""
@@ -34,8 +33,6 @@ class Schedule:
 
     def at(self, at: float) -> Traffic:
         """Traffic at this second."""
-        if self._last is not None and self._last[0] == at:
-            return self._last[1]
         index = self.index(at)
         phase = self.phases[index]
         into = at - self.starts[index]
@@ -43,15 +40,13 @@ class Schedule:
         moved = share
         if phase.wave_s > 0.0:
             moved = float(int(into / phase.wave_s) % 2)
-        traffic = Traffic(
+        return Traffic(
             index,
             _between(phase.mix, phase.mix_end, moved),
             phase.running + (phase.running_end - phase.running) * share,
             phase.arrivals_per_s + (phase.arrivals_per_s_end - phase.arrivals_per_s) * share,
             phase.running_spread,
         )
-        self._last = (at, traffic)
-        return traffic
 
 
 def _between(first: Mapping[str, float], second: Mapping[str, float], share: float) -> Mapping[str, float]:

@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from tide_daemon.draft.checkpoint import Checkpoint
-from tide_daemon.draft.model import Eagle3Draft
 from tide_daemon.engine.port import DraftState
 from tide_daemon.trainer.batch import pack
 from tide_daemon.trainer.compute import choose
 from tide_daemon.trainer.frozen import load_frozen
 from tide_daemon.trainer.sample import Sample
-from tide_daemon.trainer.session import TrainSession
+from tide_daemon.trainer.session import TrainSession, draft_of
 from tide_daemon.trainer.settings import TrainerSettings
 from tide_daemon.trainer.unroll import unroll
 from tide_daemon.wire.records import StepStats, TargetSpec
@@ -77,8 +76,7 @@ def train(
 @torch.no_grad()
 def expected_verifies(held: Checkpoint, embed: torch.Tensor, sample: Sample, aux: torch.Tensor) -> list[int]:
     """Accept lengths that the trainer's forward, in float32, predicts for the steps of one request."""
-    draft = Eagle3Draft(held.config).float()
-    draft.load_state_dict({name: t.float() for name, t in held.tensors.items() if name not in ("d2t", "t2d")})
+    draft = draft_of(held)
     batch = dataclasses.replace(pack([sample], NUM_STEPS), aux=aux)
     ids = held.vocab_map.target_ids
     right = torch.stack(

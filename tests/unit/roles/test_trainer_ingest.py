@@ -33,7 +33,7 @@ class Running:
         self.gate = threading.Event()
         self.gate.set()
         self.checked: list[int] = []
-        append, check = self.ingest._samples.append, self.ingest._check
+        append, check = self.ingest._store.append, self.ingest._check
 
         def gated(records: Sequence[Any]) -> int:
             if records:
@@ -44,7 +44,7 @@ class Running:
             self.checked.append(len(batch))
             return check(batch)
 
-        self.ingest._samples.append = gated  # type: ignore[method-assign]
+        self.ingest._store.append = gated  # type: ignore[method-assign]
         self.ingest._check = noted  # type: ignore[method-assign]
         self.task = asyncio.create_task(self.ingest.run())
 

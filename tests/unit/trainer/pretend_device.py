@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 DEVICE = torch.device("meta")
 _CROSSES = {"aten::_to_copy", "aten::copy_", "aten::_local_scalar_dense"}
-_TAKES_HOST_INDICES = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+_NO_INDICES = {"aten::index": (0,), "aten::index_put_": (0, 2), "aten::_index_put_impl_": (0, 2)}
+"""Arguments other than the indices, which may be on the host."""
 
 
 class There(Tensor):
@@ -53,9 +54,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name
     there = any(isinstance(tensor, There) for tensor in tensors)
     if there and name not in _CROSSES:
-        looked_at = tensors[:1] if name in _TAKES_HOST_INDICES else tensors
-        if name.startswith("aten::index_put") or name == "aten::_index_put_impl_":
-            looked_at = [args[0], args[2]]
+        looked_at = [args[place] for place in _NO_INDICES[name]] if name in _NO_INDICES else tensors
         if any(not isinstance(tensor, There) and tensor.ndim for tensor in looked_at):
             raise RuntimeError(f"{name}: a tensor is on the host and another on the device")
     device = kwargs.get("device")
