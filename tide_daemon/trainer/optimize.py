@@ -46,22 +46,23 @@ class MasterAdamW:
         self.first = {name: torch.zeros_like(m) for name, m in self.masters.items()}
         self.second = {name: torch.zeros_like(m) for name, m in self.masters.items()}
         self.average = {name: m.clone() for name, m in self.masters.items()}
+        # Memory for life: fresh pages at each step cost more than what is done with them.
+        self._grads = {name: torch.empty_like(m) for name, m in self.masters.items()}
         self.num_steps = 0
 
     def step(self, scale: float) -> float:
         """Apply the gradients times `scale`; returns their norm. A gradient that is not finite changes nothing."""
-        names = [name for name, p in self.parameters.items() if p.grad is not None]
-        grads = [p.grad.float().mul_(scale) for p in self.parameters.values() if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+        given = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        names, grads = list(given), [self._grads[name].copy_(grad) for name, grad in given.items()]
+        norm = scale * float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
         for parameter in self.parameters.values():
             parameter.grad = None
         if not math.isfinite(norm):
             return norm
         self.num_steps += 1
         settings = self.settings
-        if norm > settings.clip_norm:
-            for grad in grads:
-                grad.mul_(settings.clip_norm / norm)
+        for grad in grads:
+            grad.mul_(scale * settings.clip_norm / max(norm, settings.clip_norm))
         rate = settings.learning_rate * min(1.0, self.num_steps / max(1, settings.warmup_steps))
         adamw(
             [self.masters[n] for n in names],

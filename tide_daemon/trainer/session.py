@@ -155,24 +155,24 @@ class TrainSession:
         base = torch.where(batch.generated, 1.0, PROMPT_WEIGHT) * ((batch.tokens >= 0) & inside)
         # Later steps are learnt where they will be run: on chains whose second draft is a generated token.
         chains = batch.generated[:, min(2, settings.unroll_steps)].nonzero().flatten()
-        total, weight = None, 0.0
-        steps = unroll(self._draft, self._embed, batch, settings.unroll_steps, chains)
-        for index, states in enumerate(steps):
-            weights = base[states.rows, index + 1] * settings.unroll_decay**index
-            chosen = weights.nonzero().flatten()
-            if not chosen.numel():
-                continue
-            rows = states.rows[chosen]
+        hidden, rows, places, weights = [], [], [], []
+        for index, states in enumerate(unroll(self._draft, self._embed, batch, settings.unroll_steps, chains)):
+            weight = base[states.rows, index + 1] * settings.unroll_decay**index
+            chosen = weight.nonzero().flatten()
+            hidden.append(states.hidden[chosen])
+            rows.append(states.rows[chosen])
+            places.append(torch.full_like(chosen, index))
+            weights.append(weight[chosen])
+        row, step = torch.cat(rows), torch.cat(places)
+        if not row.numel():
+            return None, 0.0
 
-            def targets(part: slice, rows: Tensor = rows, index: int = index) -> Tensor:
-                return self._targets.distribution(batch, rows[part], index)[0]
+        def targets(part: slice) -> Tensor:
+            return self._targets.distribution(batch, row[part], step[part])[0]
 
-            summed = head_cross_entropy(
-                self._draft.norm(states.hidden[chosen]), self._draft.lm_head.weight, targets, weights[chosen]
-            )
-            total = summed.loss if total is None else total + summed.loss
-            weight += summed.weight
-        return total, weight
+        states, head = self._draft.norm(torch.cat(hidden)), self._draft.lm_head.weight
+        summed = head_cross_entropy(states, head, targets, torch.cat(weights))
+        return summed.loss, summed.weight
 
     def save(self, directory: str | Path) -> Checkpoint:
         """Write the draft, with its averaged weights, as a checkpoint that SGLang loads.

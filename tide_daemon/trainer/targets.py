@@ -25,11 +25,12 @@ class Targets:
     draft_ids: Tensor
     num_draft_ids: int
 
-    def distribution(self, batch: Batch, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def distribution(self, batch: Batch, rows: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """Targets of the drafts made at `rows` in `step`.
 
         Args:
             rows: int64 [C].
+            step: of the unroll, for all rows or, int64 [C], for each.
 
         Returns:
             q: float32 [C, Vd], each row sums to 1 or is all zero.
@@ -52,8 +53,7 @@ class Targets:
         inside = (columns >= 0) & follows.unsqueeze(-1)
         probs = batch.topk_logprobs[source].exp() * inside
         mass = probs.sum(-1, keepdim=True)
+        soft = mass > 1e-3
         q = probs.new_zeros(source.numel(), self.num_draft_ids)
-        q.scatter_add_(1, columns.clamp(min=0), probs / mass.clamp(min=1e-6))
-        soft = mass[:, 0] > 1e-3
-        q.mul_(soft.unsqueeze(-1))
-        return q, soft
+        q.scatter_add_(1, columns.clamp(min=0), probs / mass.clamp(min=1e-6) * soft)
+        return q, soft[:, 0]
