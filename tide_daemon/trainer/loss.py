@@ -73,7 +73,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 chunk.copy_(log_p.exp_().sub_(q).mul_(w.unsqueeze(-1)))
                 if grad_states is not None:
                     torch.mm(chunk, head, out=grad_states[part])
-            if need_head:
+            if need_head and grad is not None:
                 grad_head = _added(grad_head, grad.t(), states[block])
         ctx.save_for_backward(grad_states, grad_head)
         return total
