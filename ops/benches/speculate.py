@@ -5,10 +5,12 @@ without plug-in and without any speculation flag. First HumanEval prompts are se
 draft learns from them. Then the trainer is stopped, so that the draft stays as it is, and held-out HumanEval
 prompts are served by both in turn, 1, 4 and 8 at a time; then chat prompts, 8 at a time, with that same draft.
 
-speedup_b* and stale_b8 are TIDE's token rate over plain's: a few prompts at a time, served by both, which take turns of
+speedup_b* and stale_b8 are TIDE's token rate over plain's: slices of prompts, served by both, which take turns of
 `turn_s` (alternate.py; SGLang and its daemon stand still together, the controller does not); totals over all prompts,
-*_error is the standard error of the ratios. Before the HumanEval prompts of a batch size some are served that do not
-count, so that the controller has seen the batch size; chat counts from its first request on.
+*_error is the standard error of the slices' ratios. A slice has four prompts for each that runs at once: at its end the
+batch shrinks, for longer under speculation, where answers of one length end at different times. Before the HumanEval
+prompts of a batch size some are served that do not count, so that the controller has seen the batch size; chat counts
+from its first request on.
 """
 
 import asyncio
@@ -36,6 +38,7 @@ from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
 
 NUM_HELD_OUT = 40
+PROMPTS_A_PLACE = 4
 
 
 def run(settings: Settings) -> dict[str, float]:
@@ -77,13 +80,13 @@ async def _run(settings: Settings) -> dict[str, float]:
         await _learn(bench, others, roles["trainer"], timeline, settings.number("learn_minutes", 8.0))
         figures = {"draft_versions": float(timeline.node.running_version if timeline.node else 0)}
         for batch in (1, 4, 8):
-            count = settings.integer(f"slices_b{batch}", {1: 8, 4: 10, 8: 5}[batch])
+            count = settings.integer(f"slices_b{batch}", {1: 8, 4: 3, 8: 2}[batch])
             await bench.tide(held_out[: max(4, batch)], batch)
             since = time.time()
             figures |= await bench.compare(f"speedup_b{batch}", held_out, batch, count)
             figures[f"accept_b{batch}"] = timeline.accept_length_since(since) or 0.0
         since = time.time()
-        figures |= await bench.compare("stale_b8", chat, 8, settings.integer("slices_stale", 16))
+        figures |= await bench.compare("stale_b8", chat, 8, settings.integer("slices_stale", 4))
         figures["accept_stale_b8"] = timeline.accept_length_since(since) or 0.0
         return figures
 
@@ -125,7 +128,7 @@ class _Bench:
         """Token rate of TIDE over plain on `count` slices of the same prompts, and its standard error over slices."""
         tokens, seconds = dict.fromkeys(self._served, 0), dict.fromkeys(self._served, 0.0)
         ratios = []
-        for number, some in enumerate(islice(slices_of(prompts, max(4, batch)), count)):
+        for number, some in enumerate(islice(slices_of(prompts, PROMPTS_A_PLACE * batch), count)):
             rates = {}
             for side, (result, wall_s) in (await self._both(some, batch, tide_first=number % 2 == 0)).items():
                 tokens[side] += result.num_tokens
