@@ -147,7 +147,7 @@ class ServerConfig:
     )
     plain_every: int = setting(
         64,
-        "After so many speculative steps one decodes plainly, so that the gain is known as of now; 0: never.",
+        "After so many speculative steps two decode plainly, so that the gain is known as of now; 0: never.",
         unit="steps",
         minimum=0,
         maximum=1 << 20,

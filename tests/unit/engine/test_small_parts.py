@@ -31,7 +31,7 @@ def test_steps_by_batch_size() -> None:
 
 
 def test_plain_steps_in_between() -> None:
-    """Only steps that drafted are counted, however often the engine asks; without a table nothing is."""
+    """Only steps that drafted are counted, however often the engine asks; of two plain ones the second tells."""
     steps = Steps([0, 1, 2, 3], plain_every=4)
     steps.allowed = True
 
@@ -40,13 +40,30 @@ def test_plain_steps_in_between() -> None:
         for size in sizes:
             assert steps.for_batch(size) == steps.for_batch(size)
             taken.append(steps.for_batch(size))
-            steps.took(taken[-1])
+            tells.append(steps.took(taken[-1]))
         return taken
+
+    tells: list[bool] = []
 
     assert take(*[1] * 8) == [0] * 8
     steps.set_table([(4, 2)])
-    assert take(*[1] * 10) == [2, 2, 2, 2, 0, 2, 2, 2, 2, 0]
-    assert take(1, 9, 9, 1, 1, 1, 1, 1) == [2, 0, 0, 2, 2, 2, 0, 2], "plain by the table is not counted"
+    assert all(tells)
+    tells.clear()
+    assert take(*[1] * 12) == [2, 2, 2, 2, 0, 0, 2, 2, 2, 2, 0, 0]
+    assert tells == [True] * 4 + [False, True] + [True] * 4 + [False, True]
+    assert take(1, 9, 9, 1, 1, 1, 1, 1, 1) == [2, 0, 0, 2, 2, 2, 0, 0, 2], "plain by the table is not counted"
+
+
+def test_a_step_that_does_not_tell_is_counted_and_not_in_the_median() -> None:
+    times = StepTimes()
+    times.add(8, 0, [0] * 8, 0.11, 0.1, typical=False)
+    assert times.snapshot()[0][-1] == 0.11, "all that is known"
+    for _ in range(3):
+        times.add(8, 0, [0] * 8, 0.5, 0.5, typical=False)
+        times.add(8, 0, [0] * 8, 0.1, 0.1)
+    (row,) = times.snapshot()
+    assert row[2:4] == [7, 56]
+    assert row[-1] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("table", [[(4, 1), (2, 1)], [(2, 1), (2, 0)], [(0, 1)], [(1, 4)], [(1, -1)]])

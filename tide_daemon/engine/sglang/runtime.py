@@ -232,8 +232,8 @@ class Runtime:
 
     def after_verify(self, worker: Any, result: Any, start: Any) -> None:
         """Remember the target's time, and the number of steps while the worker still knows it."""
-        self.steps.took(worker.speculative_num_steps)
-        setattr(result, TIMES, Step(worker.speculative_num_steps, start, self.device.clock.mark()))
+        num_steps = worker.speculative_num_steps
+        setattr(result, TIMES, Step(num_steps, start, self.device.clock.mark(), typical=self.steps.took(num_steps)))
 
     def after_batch(self, result: Any, start: Any) -> None:
         """A batch was launched: if it was a decode step, it is under way."""

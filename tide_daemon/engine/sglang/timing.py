@@ -25,7 +25,7 @@ _MAX_OPEN = 16
 class _Kind:
     """One (batch size, number of steps)."""
 
-    __slots__ = ("accepted_at", "num_tokens", "num_verifies", "recent", "recent_at", "step_s", "target_s")
+    __slots__ = ("accepted_at", "num_recent", "num_tokens", "num_verifies", "recent", "recent_at", "step_s", "target_s")
 
     def __init__(self, num_steps: int) -> None:
         self.num_verifies = 0
@@ -33,6 +33,7 @@ class _Kind:
         self.accepted_at = [0] * num_steps
         self.step_s = 0.0
         self.target_s = 0.0
+        self.num_recent = 0
         self.recent = np.zeros(_WINDOW)
         self.recent_at = np.full(_WINDOW, -np.inf)
 
@@ -48,21 +49,33 @@ class StepTimes:
         self._clock = clock
         self._kinds: dict[tuple[int, int], _Kind] = {}
 
-    def add(self, batch_size: int, num_steps: int, num_correct: Sequence[int], step_s: float, target_s: float) -> None:
+    def add(
+        self,
+        batch_size: int,
+        num_steps: int,
+        num_correct: Sequence[int],
+        step_s: float,
+        target_s: float,
+        *,
+        typical: bool = True,
+    ) -> None:
         """Count one verification.
 
         Args:
             num_correct: accepted draft tokens of each request, the bonus token not included.
             step_s: from this step's beginning to the next one's, wall seconds.
             target_s: the verification's part.
+            typical: False keeps it out of the median, unless nothing else is known.
         """
         kind = self._kinds.get((batch_size, num_steps))
         if kind is None:
             if len(self._kinds) >= _MAX_KINDS:
                 return
             kind = self._kinds[(batch_size, num_steps)] = _Kind(num_steps)
-        slot = kind.num_verifies % _WINDOW
-        kind.recent[slot], kind.recent_at[slot] = step_s, self._clock()
+        if typical or not kind.num_recent:
+            slot = kind.num_recent % _WINDOW
+            kind.recent[slot], kind.recent_at[slot] = step_s, self._clock()
+            kind.num_recent += 1
         kind.num_verifies += 1
         kind.num_tokens += sum(num_correct) + len(num_correct)
         for position in range(num_steps):
@@ -95,7 +108,7 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class Step:
-    """One decode step under way. Marks are the clock's; None until passed."""
+    """One decode step under way. Marks are the clock's; None until passed. `typical`: see StepTimes.add."""
 
     num_steps: int
     target_start: Any
@@ -104,6 +117,7 @@ class Step:
     stop: Any = None
     batch_size: int = 0
     num_correct: Sequence[int] | None = None
+    typical: bool = True
 
 
 class StepRecorder:
@@ -154,5 +168,6 @@ class StepRecorder:
             target_s = self._clock.elapsed(step.target_start, step.target_stop)
             if step_s is None or target_s is None or step.num_correct is None:
                 return
-            self._times.add(step.batch_size, step.num_steps, step.num_correct, step_s, target_s)
+            correct, typical = step.num_correct, step.typical
+            self._times.add(step.batch_size, step.num_steps, correct, step_s, target_s, typical=typical)
             self._counted.popleft()
