@@ -13,7 +13,7 @@ MAX_TABLE = 256
 
 PLAIN_RUN = 2
 """Plain batches in a row while drafting; only the last one's time tells. A plain step behind drafting ones takes 4 to
-11% longer than one among plain ones (batch 8, our measurement, ops/decisions/0051): a draft that loses seemed to gain."""
+11% longer than one among plain ones (batch 8, our measurement, ops/decisions/0051): a loss looked like a gain."""
 
 
 def check_table(table: Sequence[tuple[int, int]], candidates: Sequence[int]) -> tuple[tuple[int, int], ...]:
