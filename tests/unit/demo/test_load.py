@@ -16,10 +16,13 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.cut: set[str] = set()
+        self.limits: dict[str, int] = {}
         self.running = self.most_running = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        text = (await request.json())["messages"][0]["content"]
+        body = await request.json()
+        text = body["messages"][0]["content"]
+        self.limits[text] = body["max_tokens"]
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         await asyncio.sleep(0.01)
@@ -63,6 +66,17 @@ async def test_answer_that_breaks_off_is_a_failure(url: str, endpoint: Endpoint)
     async with aiohttp.ClientSession() as session:
         result = await run_slice(session, url, PROMPTS, 3, 32)
     assert (result.num_requests, result.num_failed, result.num_tokens) == (5, 1, 35)
+
+
+async def test_answers_of_a_slice_may_differ_in_length(url: str, endpoint: Endpoint) -> None:
+    """A prompt's limit is a matter of its place alone, however many run at once; the mean is what was asked for."""
+    async with aiohttp.ClientSession() as session:
+        await run_slice(session, url, PROMPTS[:5], 1, 48)
+        one_at_a_time = dict(endpoint.limits)
+        await run_slice(session, url, PROMPTS[:5], 3, 48)
+    assert endpoint.limits == one_at_a_time
+    assert len(set(one_at_a_time.values())) == 5
+    assert sum(one_at_a_time.values()) == 5 * 48
 
 
 def test_slices_begin_again_after_the_last_prompt() -> None:
