@@ -3,8 +3,8 @@
 A slice is a list of prompts replayed in a closed loop. The same slice against two servers has the
 same greedy output, so the ratio of their token rates is the ratio of their times.
 
-Answers may be of different lengths (`LENGTHS`). Answers of one length end in the same step, so their successors' prompts
-are computed together and no decoding waits for them: plain decoding gains 10 to 15% by it, of which speculation, whose
+Answers may be of different lengths (`LENGTHS`). Those of one length end in the same step, so the prompts behind them
+are computed together and no decoding waits for them: plain decoding gains a tenth by it, of which speculation, whose
 answers end at different times, has nothing, and neither has real traffic. See ops/decisions/0052.
 """
 

@@ -143,6 +143,39 @@ def test_chosen_rows_only() -> None:
     torch.testing.assert_close(some_hidden, hidden[[2, 0]])
 
 
+class Attention:
+    """An attention backend that knows no requests: causal over all rows. Refuses to run unplanned."""
+
+    def __init__(self) -> None:
+        self.planned: list[Any] = []
+
+    def init_forward_metadata(self, batch: Any) -> None:
+        self.planned.append(batch)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> torch.Tensor:
+        assert self.planned == [batch]
+        return causal_attention(q, k.flatten(1), v.flatten(1))
+
+
+def test_prefill_answers_one_row_a_request() -> None:
+    """Two prompts of three and two tokens: the rows of their last tokens, as SGLang's own prefill returns them."""
+    draft, attention = DraftPass(random_draft()), Attention()
+    draft.attention_layer.tp_k_head_num = KV_HEADS
+    ids, positions, states = torch.tensor([3, 7, 29, 0, 11]), torch.arange(5), torch.randn(5, AUX * HIDDEN)
+    every, hidden = draft.run(ids, positions, states, causal_attention, None)
+    batch = SimpleNamespace(
+        forward_mode=SimpleNamespace(name="EXTEND", is_draft_extend_v2=lambda: False),
+        input_ids=ids,
+        positions=positions,
+        spec_info=SimpleNamespace(hidden_states=states),
+        extend_seq_lens=torch.tensor([3, 2]),
+        needs_forward_metadata_init=lambda: True,
+    )
+    output = speed._run(draft, SimpleNamespace(forward_pass_id=0, attn_backend=attention), batch).logits_output
+    torch.testing.assert_close(output.next_token_logits, every[[2, 4]])
+    torch.testing.assert_close(output.hidden_states, hidden[[2, 4]])
+
+
 def test_weights_changed_in_place_are_seen() -> None:
     """A swap copies into the live parameters; nothing here keeps an old copy."""
     draft, other = random_draft(), random_draft()

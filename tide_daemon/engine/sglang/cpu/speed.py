@@ -15,6 +15,8 @@ from tide_daemon.engine.sglang.cpu.draft_pass import DraftPass, unsupported
 _FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 _LOAD = "sglang.srt.models.llama_eagle3.LlamaForCausalLMEagle3.load_weights"
 _ATTRIBUTE = "tide_draft_pass"
+_PREFILL = "EXTEND"
+"""ForwardMode of the draft's pass over a prompt, or over what was skipped (catch_up.py); is_extend() is wider."""
 _logger = logging.getLogger(__name__)
 
 
@@ -50,7 +52,8 @@ def refresh_packed(model: Any) -> None:
 def _forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
     if runner.is_draft_worker:
         mode = forward_batch.forward_mode
-        if (mode.is_decode() or mode.is_draft_extend_v2()) and (draft := _pass_of(runner)) is not None:
+        ours = mode.is_decode() or mode.is_draft_extend_v2() or mode.name == _PREFILL
+        if ours and (draft := _pass_of(runner)) is not None:
             return _run(draft, runner, forward_batch)
     return original(runner, forward_batch, *args, **kwargs)
 
@@ -80,19 +83,28 @@ def _pass_of(runner: Any) -> DraftPass | None:
 
 
 def _run(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
-    """What ModelRunner.forward returns for a draft: logits and the states of the next pass, one row a token.
+    """What ModelRunner.forward returns for a draft: logits and the states of the next pass.
 
-    The caller of a draft extend (EagleDraftWorker._draft_extend_for_decode) reads the row of each request's last
-    accepted token and no other: only those are computed, the others are zero.
+    One row a token in decoding. A prefill (EagleDraftWorker._draft_extend_for_prefill) has one a request, its last
+    token's. A draft extend (EagleDraftWorker._draft_extend_for_decode) has one a token, of which the caller reads the
+    one of each request's last accepted token and no other: only those are computed, the others are zero.
     """
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.model_executor.forward_context import get_attn_backend
     from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 
     runner.forward_pass_id += 1
-    extends = forward_batch.forward_mode.is_draft_extend_v2()
-    backend = runner.attn_backend if extends else get_attn_backend()
-    rows = _last_accepted(forward_batch) if extends else None
+    mode = forward_batch.forward_mode
+    prefill, extends = mode.name == _PREFILL, mode.is_draft_extend_v2()
+    backend = runner.attn_backend if prefill or extends else get_attn_backend()
+    rows = None
+    if prefill:
+        rows = forward_batch.extend_seq_lens.cumsum(0) - 1
+        # As EagerRunner._execute_extend; the callers of the other passes have planned theirs.
+        if forward_batch.needs_forward_metadata_init():
+            backend.init_forward_metadata(forward_batch)
+    elif extends:
+        rows = _last_accepted(forward_batch)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer = draft.attention_layer
@@ -103,7 +115,7 @@ def _run(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
     logits, hidden = draft.run(
         forward_batch.input_ids, forward_batch.positions, forward_batch.spec_info.hidden_states, attend, rows
     )
-    if rows is not None:
+    if extends and rows is not None:
         num_rows = forward_batch.input_ids.shape[0]
         logits, hidden = (x.new_zeros(num_rows, x.shape[1]).index_copy_(0, rows, x) for x in (logits, hidden))
     output = LogitsProcessorOutput(next_token_logits=logits, hidden_states=hidden)
