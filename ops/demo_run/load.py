@@ -4,8 +4,8 @@ A slice is a list of prompts replayed in a closed loop. The same slice against t
 same greedy output, so the ratio of their token rates is the ratio of their times.
 
 Answers may be of different lengths (`LENGTHS`). Those of one length end in the same step, so the prompts behind them
-are computed together and no decoding waits for them: plain decoding gains a tenth by it, of which speculation, whose
-answers end at different times, has nothing, and neither has real traffic. See ops/decisions/0052.
+are computed together and no decoding waits for them: plain decoding gains by it; speculation, whose
+answers end at different times, does not, and neither does real traffic. See ops/decisions/0052.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ class SliceResult:
 OnToken = Callable[[int], None]
 
 LENGTHS = (96, 128, 80, 112, 64)
-"""How long answers may get, in 96ths of `max_tokens`, in turn; their mean is 96. No usual batch size is a multiple of
-five, so a batch does not fall into step."""
+"""How long answers may get, in 96ths of `max_tokens`, in turn; the mean of five is 96. No usual batch size
+is a multiple of five, so a batch does not fall into step."""
 
 
 async def stream_chat(
@@ -95,7 +95,7 @@ async def run_slice(
     """Replay `prompts`, `concurrency` at a time; `on_request` hears each answer's number of tokens.
 
     Args:
-        max_tokens: longest answer in the mean; which prompt may get how much depends on its place in `prompts` alone.
+        max_tokens: an answer's limit, in the mean of five prompts; each one's depends on its place in `prompts` alone.
     """
     limits = (max(1, max_tokens * length // 96) for length in cycle(LENGTHS))
     queue = list(zip(prompts, limits, strict=False))[::-1]

@@ -95,16 +95,17 @@ def _run(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
 
     runner.forward_pass_id += 1
     mode = forward_batch.forward_mode
-    prefill, extends = mode.name == _PREFILL, mode.is_draft_extend_v2()
-    backend = runner.attn_backend if prefill or extends else get_attn_backend()
-    rows = None
-    if prefill:
+    extends = mode.is_draft_extend_v2()
+    backend, rows = runner.attn_backend, None
+    if mode.name == _PREFILL:
         rows = forward_batch.extend_seq_lens.cumsum(0) - 1
         # As EagerRunner._execute_extend; the callers of the other passes have planned theirs.
         if forward_batch.needs_forward_metadata_init():
             backend.init_forward_metadata(forward_batch)
     elif extends:
         rows = _last_accepted(forward_batch)
+    else:
+        backend = get_attn_backend()
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer = draft.attention_layer
