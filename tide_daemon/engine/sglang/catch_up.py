@@ -31,7 +31,7 @@ from tide_daemon.engine.sglang import cold
 from tide_daemon.engine.sglang.spans import tokens_of
 
 ATTRIBUTE: Final = "tide_skipped"
-FLUSH_AT: Final = 64
+FLUSH_AT: Final = 128
 KEEP_AT_MOST: Final = 256
 
 

@@ -143,37 +143,77 @@ def test_chosen_rows_only() -> None:
     torch.testing.assert_close(some_hidden, hidden[[2, 0]])
 
 
-class Attention:
-    """An attention backend that knows no requests: causal over all rows. Refuses to run unplanned."""
+def test_filling_answers_the_last_row_as_running_does() -> None:
+    """One prompt: the keys and values handed to the attention and the answer are those of the pass over all rows."""
+    draft, seen = DraftPass(random_draft()), []
 
-    def __init__(self) -> None:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append((k, v))
+        return causal_attention(q, k, v) if len(q) == len(k) else last_of_all(q, k, v, [slice(0, len(k))])
+
+    given = (torch.tensor([3, 7, 29]), torch.tensor([5, 6, 7]), torch.randn(3, AUX * HIDDEN), attention)
+    logits, hidden = draft.run(*given, None)
+    last_logits, last_hidden = draft.fill(*given, torch.tensor([2]))
+    torch.testing.assert_close(last_logits, logits[2:])
+    torch.testing.assert_close(last_hidden, hidden[2:])
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def last_of_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, requests: list[slice]) -> torch.Tensor:
+    """One query row a request over all of its keys."""
+    rows = zip(q.split(1), requests, strict=True)
+    heads = [[x.unflatten(-1, (-1, HEAD_DIM)).transpose(0, 1) for x in (row, k[own], v[own])] for row, own in rows]
+    out = [torch.nn.functional.scaled_dot_product_attention(*each, enable_gqa=True) for each in heads]
+    return torch.cat([each.transpose(0, 1).flatten(1) for each in out])
+
+
+class Cache:
+    """An attention backend and its cache: keys and values in the slots of `out_cache_loc`. Refuses to run unplanned."""
+
+    swa_out_cache_loc = None
+
+    def __init__(self, requests: list[slice]) -> None:
         self.planned: list[Any] = []
+        self._requests = requests
+        self._stored: dict[str, torch.Tensor] = {}
 
     def init_forward_metadata(self, batch: Any) -> None:
         self.planned.append(batch)
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, batch: Any) -> torch.Tensor:
-        assert self.planned == [batch]
-        return causal_attention(q, k.flatten(1), v.flatten(1))
+    def set_kv_buffer(self, layer: Any, where: Any, k: torch.Tensor, v: torch.Tensor, *scales: Any) -> None:
+        assert scales == (layer.k_scale_float, layer.v_scale_float)
+        for name, new in (("k", k), ("v", v)):
+            self._stored[name] = torch.zeros(len(new), KV_HEADS, HEAD_DIM).index_copy_(0, where.loc, new)
+
+    def forward_decode(self, q: torch.Tensor, k: None, v: None, layer: Any, batch: Any, save_kv_cache: bool) -> Any:
+        assert self.planned == [batch] and not save_kv_cache
+        return last_of_all(q, self._stored["k"].flatten(1), self._stored["v"].flatten(1), self._requests)
 
 
 def test_prefill_answers_one_row_a_request() -> None:
-    """Two prompts of three and two tokens: the rows of their last tokens, as SGLang's own prefill returns them."""
-    draft, attention = DraftPass(random_draft()), Attention()
-    draft.attention_layer.tp_k_head_num = KV_HEADS
-    ids, positions, states = torch.tensor([3, 7, 29, 0, 11]), torch.arange(5), torch.randn(5, AUX * HIDDEN)
-    every, hidden = draft.run(ids, positions, states, causal_attention, None)
+    """Prompts of three and two tokens, the second's slots first: each last row sees the keys of its own prompt."""
+    draft, cache = DraftPass(random_draft()), Cache([slice(2, 5), slice(0, 2)])
+    vars(draft.attention_layer).update(tp_k_head_num=KV_HEADS, k_scale_float=None, v_scale_float=None)
+    ids, positions, states = (
+        torch.tensor([3, 7, 29, 0, 11]),
+        torch.tensor([0, 1, 2, 0, 1]),
+        torch.randn(5, AUX * HIDDEN),
+    )
     batch = SimpleNamespace(
         forward_mode=SimpleNamespace(name="EXTEND", is_draft_extend_v2=lambda: False),
         input_ids=ids,
         positions=positions,
         spec_info=SimpleNamespace(hidden_states=states),
         extend_seq_lens=torch.tensor([3, 2]),
+        out_cache_loc=torch.tensor([2, 3, 4, 0, 1]),
         needs_forward_metadata_init=lambda: True,
     )
-    output = speed._run(draft, SimpleNamespace(forward_pass_id=0, attn_backend=attention), batch).logits_output
-    torch.testing.assert_close(output.next_token_logits, every[[2, 4]])
-    torch.testing.assert_close(output.hidden_states, hidden[[2, 4]])
+    runner = SimpleNamespace(forward_pass_id=0, attn_backend=cache, token_to_kv_pool=cache)
+    output = speed._fill(draft, runner, batch).logits_output
+    for row, own in enumerate((slice(0, 3), slice(3, 5))):
+        logits, hidden = draft.run(ids[own], positions[own], states[own], causal_attention, None)
+        torch.testing.assert_close(output.next_token_logits[row], logits[-1])
+        torch.testing.assert_close(output.hidden_states[row], hidden[-1])
 
 
 def test_weights_changed_in_place_are_seen() -> None:

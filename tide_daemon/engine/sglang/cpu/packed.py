@@ -17,10 +17,11 @@ _ROWS_HINT = 8
 
 
 class PackedLinear:
-    """x @ module.weight.T without bias."""
+    """x @ module.weight[rows].T without bias. `rows`: of the matrix [out, in], all of them or a slice."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, rows: slice = slice(None)) -> None:
         self._module = module
+        self._rows = rows
         self._packed: Tensor | None = None
         self._packed_from = (0, 0)
 
@@ -28,10 +29,10 @@ class PackedLinear:
         """[T, in] to [T, out], both of the weight's dtype. Only bfloat16 is packed: float32 runs stay F.linear."""
         weight = self._module.weight
         if x.dtype != torch.bfloat16 or weight.is_inference() or not _can_pack():
-            return linear(x, weight)
+            return linear(x, weight[self._rows])
         state = (weight.data_ptr(), weight._version)
         if self._packed is None or state != self._packed_from:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS_HINT)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach()[self._rows], _ROWS_HINT)
             self._packed_from = state
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._packed, None, "none", [], "")
         return product

@@ -54,7 +54,7 @@ def _forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *arg
         mode = forward_batch.forward_mode
         ours = mode.is_decode() or mode.is_draft_extend_v2() or mode.name == _PREFILL
         if ours and (draft := _pass_of(runner)) is not None:
-            return _run(draft, runner, forward_batch)
+            return (_fill if mode.name == _PREFILL else _run)(draft, runner, forward_batch)
     return original(runner, forward_batch, *args, **kwargs)
 
 
@@ -83,29 +83,16 @@ def _pass_of(runner: Any) -> DraftPass | None:
 
 
 def _run(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
-    """What ModelRunner.forward returns for a draft: logits and the states of the next pass.
+    """What ModelRunner.forward returns for a draft's decoding: logits and the states of the next pass, one row a token.
 
-    One row a token in decoding. A prefill (EagleDraftWorker._draft_extend_for_prefill) has one a request, its last
-    token's. A draft extend (EagleDraftWorker._draft_extend_for_decode) has one a token, of which the caller reads the
-    one of each request's last accepted token and no other: only those are computed, the others are zero.
+    Of a draft extend (EagleDraftWorker._draft_extend_for_decode) the caller reads the row of each request's last
+    accepted token and no other: only those are computed, the others are zero.
     """
-    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.model_executor.forward_context import get_attn_backend
-    from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 
-    runner.forward_pass_id += 1
-    mode = forward_batch.forward_mode
-    extends = mode.is_draft_extend_v2()
-    backend, rows = runner.attn_backend, None
-    if mode.name == _PREFILL:
-        rows = forward_batch.extend_seq_lens.cumsum(0) - 1
-        # As EagerRunner._execute_extend; the callers of the other passes have planned theirs.
-        if forward_batch.needs_forward_metadata_init():
-            backend.init_forward_metadata(forward_batch)
-    elif extends:
-        rows = _last_accepted(forward_batch)
-    else:
-        backend = get_attn_backend()
+    extends = forward_batch.forward_mode.is_draft_extend_v2()
+    backend = runner.attn_backend if extends else get_attn_backend()
+    rows = _last_accepted(forward_batch) if extends else None
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer = draft.attention_layer
@@ -116,9 +103,41 @@ def _run(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
     logits, hidden = draft.run(
         forward_batch.input_ids, forward_batch.positions, forward_batch.spec_info.hidden_states, attend, rows
     )
-    if extends and rows is not None:
+    if rows is not None:
         num_rows = forward_batch.input_ids.shape[0]
         logits, hidden = (x.new_zeros(num_rows, x.shape[1]).index_copy_(0, rows, x) for x in (logits, hidden))
+    return _output(runner, logits, hidden)
+
+
+def _fill(draft: DraftPass, runner: Any, forward_batch: Any) -> Any:
+    """The same for a prefill (EagleDraftWorker._draft_extend_for_prefill): one row a request, its last token's.
+
+    That token sees every key of its request, as in decoding: the attention is that of a decode batch.
+    """
+    from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+    backend = runner.attn_backend
+    # As EagerRunner._execute_extend; the callers of the other passes have planned theirs.
+    if forward_batch.needs_forward_metadata_init():
+        backend.init_forward_metadata(forward_batch)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        layer = draft.attention_layer
+        k, v = (x.unflatten(-1, (layer.tp_k_head_num, -1)) for x in (k, v))
+        where = KVWriteLoc(forward_batch.out_cache_loc, backend.swa_out_cache_loc)
+        runner.token_to_kv_pool.set_kv_buffer(layer, where, k, v, layer.k_scale_float, layer.v_scale_float)
+        attended: torch.Tensor = backend.forward_decode(q, None, None, layer, forward_batch, save_kv_cache=False)
+        return attended
+
+    hidden, last = forward_batch.spec_info.hidden_states, forward_batch.extend_seq_lens.cumsum(0) - 1
+    return _output(runner, *draft.fill(forward_batch.input_ids, forward_batch.positions, hidden, attend, last))
+
+
+def _output(runner: Any, logits: torch.Tensor, hidden: torch.Tensor) -> Any:
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+    from sglang.srt.model_executor.model_runner import ModelRunnerOutput
+
+    runner.forward_pass_id += 1
     output = LogitsProcessorOutput(next_token_logits=logits, hidden_states=hidden)
     return ModelRunnerOutput(logits_output=output, can_run_graph=False)
 
