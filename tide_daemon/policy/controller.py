@@ -9,6 +9,8 @@ again, and what the fleet needs to know of it goes into roster.py. All nodes are
 are concerned (another draft is served, collection goes on or off), at most once for every report of the
 canary and every Tick during its stage, and while a candidate waits for a node to try it. A trainer's
 report costs what there are trainers, which are few.
+
+What concerns all nodes is asked of so many at a time (MAX_SERVERS_ASKED) that a decision fits on the wire.
 """
 
 import itertools
@@ -45,6 +47,12 @@ from tide_daemon.policy.speculation import Speculation
 from tide_daemon.policy.trainers import Trainers
 from tide_daemon.policy.workloads import Workloads
 
+MAX_SERVERS_ASKED = 512
+"""Nodes that one event asks anew at most; the others follow with the next events, a Tick at the latest.
+
+A journal entry holds 1,024 instructions and 131,072 values (wire/). Beside these there are at most MAX_TRAINERS_ASKED
+trainers, a verdict for each waiting candidate and each earlier draft, an answer and a FleetMoved: below 800 in all.
+"""
 _MAX_PENDING = 16
 _KEPT_SCORES = 64
 _COPY_DUE = "the copy of the state was due"
@@ -54,9 +62,12 @@ class Controller:
     """Decides for one model. `handle` is the only method that mutates; everything else reads.
 
     Invariants (check_invariants): generations grow by one with every instruction for a node; outside a
-    canary stage no node is asked to run anything but the serving draft; in it only the canary is; a node
-    that shall run no draft has an empty steps table; a candidate is judged once, and again only from the pool, which
-    holds neither the serving draft nor one that was rolled back.
+    canary stage no node is asked to run anything but the serving draft, except that those which are `behind` were not
+    asked yet; in it only the canary is; a node that shall run no draft has an empty steps table; a candidate is judged
+    once, and again only from the pool, which holds neither the serving draft nor one that was rolled back.
+
+    Attributes:
+        behind: nodes that what was decided for all has yet to reach, in the order of their turns; an ordered set.
     """
 
     def __init__(self, settings: PolicySettings) -> None:
@@ -68,6 +79,7 @@ class Controller:
         self.nodes: dict[str, NodeState] = {}
         self.speculation: dict[str, Speculation] = {}
         self.asked: dict[str, Asked] = {}
+        self.behind: dict[str, None] = {}
         self.trainers = Trainers(settings)
         self.pool_try = PoolTry(settings)
         self.workloads = Workloads()
@@ -290,7 +302,12 @@ class Controller:
         self.fleet = replace(fleet, candidate_lengths=tuple((name, length) for name, _, length in verdict.lengths))
 
     def _pick_canary(self) -> str | None:
-        """The ready node with most busy time of late, the first by name when equal; None without one."""
+        """The ready node with most busy time of late, the first by name when equal; None without one.
+
+        None too while nodes are behind: one that was to give up an earlier draft may run the candidate still.
+        """
+        if self.behind:
+            return None
         alive = (self.nodes[name] for name in self._roster.names())
         ready = [node for node in alive if node.engine == "ready"]
         return max(ready, key=lambda node: node.recent_busy_s).name if ready else None
@@ -385,7 +402,11 @@ class Controller:
         return self.trainers.ask(self.now, served, wanted, cause, earlier, scorer, self.pool_try.reason)
 
     def _set_servers(self, cause: str, reporter: str) -> list[Instruction]:
-        tables = {name: self._plan(name) for name in self._to_plan(reporter)}
+        if self.fleet is not self._assigned:
+            self._assigned = self.fleet
+            self.behind |= dict.fromkeys(name for name in self._roster.names() if self._has_another_draft(name))
+        turn = self._next_turn(reporter)
+        tables = {name: self._plan(name) for name in turn if name == reporter or self._has_another_draft(name)}
         learnt_from = not self.trainers.all_away(self.now, self.led_since)
         collect, why = collection.decide(
             self.collection,
@@ -397,10 +418,13 @@ class Controller:
         prefers = learnt_from and not collect and self.settings.sample_rate > rate
         preferred = self._weak if prefers else ()
         preferred_rate = self.settings.sample_rate if preferred else 0.0
-        names = sorted(tables) if (rate, preferred) == self._rates else self._roster.names()
-        self._rates = rate, preferred
+        if (rate, preferred) != self._rates:
+            self._rates = rate, preferred
+            self.behind |= dict.fromkeys(self._roster.names())
+            turn = self._next_turn(*tables)
         instructions: list[Instruction] = []
-        for name in names:
+        for name in sorted(turn):
+            self.behind.pop(name, None)
             asked, speculation = self.asked.get(name, Asked()), self.speculation[name]
             draft = rollout.draft_for(self.fleet, name)
             table = tables.get(name, asked.steps_table)
@@ -428,17 +452,23 @@ class Controller:
             )
         return instructions
 
-    def _to_plan(self, reporter: str) -> list[str]:
-        """The reporter, and every node whose draft is another one than before."""
-        names = [reporter] if reporter else []
-        if self.fleet is not self._assigned:
-            self._assigned = self.fleet
-            for name in self._roster.names():
-                asked = self.asked.get(name, Asked())
-                draft = rollout.draft_for(self.fleet, name)
-                if name != reporter and draft != (asked.draft_version, asked.draft_digest):
-                    names.append(name)
-        return names
+    def _next_turn(self, *first: str) -> list[str]:
+        """Whom this event may ask anew: `first` ("" for nobody), then nodes that are behind, those of them that left
+        passed over: they are asked when they report again."""
+        names = dict.fromkeys(name for name in first if name)
+        for name in list(self.behind):
+            if len(names) == MAX_SERVERS_ASKED:
+                break
+            if name in self._roster:
+                names[name] = None
+            else:
+                del self.behind[name]
+        return list(names)
+
+    def _has_another_draft(self, name: str) -> bool:
+        """Whether a node shall run another draft than it was asked for last."""
+        asked = self.asked.get(name, Asked())
+        return rollout.draft_for(self.fleet, name) != (asked.draft_version, asked.draft_digest)
 
     def _plan(self, name: str) -> StepsTable:
         """A node's steps table from now on."""

@@ -11,6 +11,9 @@ from tide_daemon.policy.instructions import Instruction, SetTrainer
 from tide_daemon.policy.rounds import RoundWanted, TrainerView, idle_trainer, next_round
 from tide_daemon.policy.settings import PolicySettings
 
+MAX_TRAINERS_ASKED = 256
+"""Trainers that one event asks anew at most, so that its journal entry fits; the others follow with the next Tick or
+trainer's report."""
 _MAX_POOL_REQUESTS = 128
 """As many as an answer may carry for each draft, see wire/kinds.py."""
 
@@ -84,6 +87,8 @@ class Trainers:
             scoring = (trainer.pool_scoring or trainer.generation + 1) if name == pool_scorer else 0
             asked = (trainer.serving_version, trainer.serving_digest, trainer.pool, trainer.pool_scoring)
             if trainer.generation > 0 and not begins and asked == (*served, pool, scoring):
+                continue
+            if len(instructions) >= MAX_TRAINERS_ASKED and not begins:
                 continue
             reason = f"version {served[0]} is served"
             if wanted is not None and begins:

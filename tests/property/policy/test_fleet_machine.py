@@ -22,13 +22,14 @@ and at the end of each run:
 """
 
 import math
+from unittest import mock
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.property.policy.fleet_world import World, name_of
-from tide_daemon.policy import rollout
+from tide_daemon.policy import controller, rollout
 from tide_daemon.policy.events import NO_DRAFT, ServerReported
 from tide_daemon.policy.instructions import SetServer, SetTrainer
 from tide_daemon.policy.replay import replay
@@ -61,8 +62,11 @@ probs = st.sampled_from((0.05, 0.4, 0.8, 0.95))
 class FleetMachine(RuleBasedStateMachine):
     """See the module docstring. `quality` is the true accept probability of each version."""
 
-    @initialize(num_nodes=st.integers(1, 3))
-    def begin(self, num_nodes: int) -> None:
+    @initialize(num_nodes=st.integers(1, 3), asked_at_once=st.sampled_from((1, 2, 512)))
+    def begin(self, num_nodes: int, asked_at_once: int) -> None:
+        """As many nodes as one event may ask, or more of them, as in a fleet of more than 512."""
+        self.limit = mock.patch.object(controller, "MAX_SERVERS_ASKED", asked_at_once)
+        self.limit.start()
         self.world = World(SETTINGS, NODES[:num_nodes])
         self.quality: dict[int, float] = {NO_DRAFT: 0.0}
         self.num_seen = 0
@@ -324,6 +328,12 @@ class FleetMachine(RuleBasedStateMachine):
     # The end
 
     def teardown(self) -> None:
+        try:
+            self._ends_well()
+        finally:
+            self.limit.stop()
+
+    def _ends_well(self) -> None:
         world = self.world
         world.writes_left, world.next_lives = None, []
         for node in world.nodes.values():
