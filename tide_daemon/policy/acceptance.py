@@ -16,6 +16,8 @@ This file does not know about cost: see speedup.py.
 import math
 from collections.abc import Sequence
 
+from tide_daemon.policy.events import ChainsCounted
+
 _PRIOR_WEIGHT = 4.0
 """Pseudo-counts that pull an unmeasured position towards the one before it; small against any real evidence."""
 
@@ -62,6 +64,15 @@ class _Window:
             self.reached[index] = self.reached[index] * keep + reached
             self.accepted[index] = self.accepted[index] * keep + accepted
             reached = accepted
+
+    def counted(self) -> ChainsCounted:
+        return ChainsCounted(self.num_proposals, tuple(self.reached), tuple(self.accepted))
+
+    def adopt(self, counted: ChainsCounted) -> None:
+        """Another number of positions: what is too deep is left out, what is missing was never reached."""
+        for own, other in ((self.reached, counted.reached), (self.accepted, counted.accepted)):
+            own[: len(other)] = other[: len(own)]
+        self.num_proposals = counted.num_proposals
 
     def copy_from(self, other: "_Window") -> None:
         self.reached[:] = other.reached
@@ -138,6 +149,16 @@ class AcceptanceMonitor:
         self._prior = prior
         self.num_steps = 1
         self.num_changes = 0
+
+    def remembered(self) -> tuple[ChainsCounted, ChainsCounted]:
+        """The short window and the long one."""
+        return self._short.counted(), self._long.counted()
+
+    def adopt(self, num_steps: int, lately: ChainsCounted, long: ChainsCounted) -> None:
+        """Start from what was remembered."""
+        self.num_steps = num_steps
+        self._short.adopt(lately)
+        self._long.adopt(long)
 
     @property
     def prior(self) -> float:

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from tide_daemon.policy.events import NO_DRAFT, DraftName, ServerFound, StepsTable, TrainerFound, TrainerReported
+from tide_daemon.policy.events import (
+    NO_DRAFT,
+    DraftName,
+    NodeMemory,
+    ServerFound,
+    StepsTable,
+    TrainerFound,
+    TrainerReported,
+)
 from tide_daemon.policy.rounds import TrainerView
 from tide_daemon.policy.settings import PolicySettings
 
@@ -32,6 +40,22 @@ class Asked:
             found.sample_rate,
             found.preferred,
             found.preferred_rate,
+        )
+
+    def as_found(self, node: str, at: float, memory: NodeMemory) -> ServerFound:
+        """The same for this controller's own next reign."""
+        return ServerFound(
+            at,
+            node,
+            self.generation,
+            self.draft_version,
+            self.draft_digest,
+            self.steps_table,
+            self.collect,
+            self.sample_rate,
+            self.preferred,
+            self.preferred_rate,
+            memory,
         )
 
     def difference(self, wanted: "Asked", steps_reason: str, collect_reason: str) -> str:

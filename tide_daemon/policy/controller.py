@@ -28,6 +28,7 @@ from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
     FleetState,
+    NodeMemory,
     OperatorRequested,
     ServerFound,
     ServerReported,
@@ -131,7 +132,8 @@ class Controller:
         verdicts = [*self._judge(cause), *self._judge_pool(cause)]
         self._roll_out(reporter, ticked=isinstance(event, Tick))
         trainers = self._set_trainers(cause, of_trainers=isinstance(event, (TrainerReported, Tick)))
-        servers = self._set_servers(cause, reporter)
+        # Before all are found, nobody knows for whom capture pays.
+        servers = [] if isinstance(event, ServerFound) else self._set_servers(cause, reporter)
         return [*answers, *verdicts, *self._keep_fleet(cause), *servers, *trainers]
 
     def state_map(self) -> dict[str, Any]:
@@ -141,6 +143,24 @@ class Controller:
     def check_invariants(self) -> None:
         """Raise AssertionError when the class's invariants do not hold."""
         snapshot.check_invariants(self)
+
+    def renewal(self, model: str) -> list[ControllerStarted | ServerFound | CandidatePublished]:
+        """What a new reign of the same controller begins with: the state as it is, nodes by when they were heard of.
+
+        Nodes that are behind or silent, and trainers, are found when they report. So a draft on its way, averages of
+        workloads and a scoring of earlier drafts begin anew as at a takeover: see `is_quiet`.
+        """
+        there = (name for name in self._roster.by_age() if name in self.asked and name not in self.behind)
+        return [
+            ControllerStarted(self.now, model, self.settings.to_map(), self.fleet, self.collection),
+            *(self.asked[name].as_found(name, self.now, self.speculation[name].remember()) for name in there),
+            *(replace(candidate, at=self.now) for candidate in self.pending),
+        ]
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is under way that a renewal of the reign would begin anew."""
+        busy = self.behind or self.pending or self._weak or self.pool_try.under_way is not None
+        return self.fleet.stage == rollout.STEADY and not busy
 
     def is_alive(self, node: str) -> bool:
         """Whether a server node was heard of lately."""
@@ -155,13 +175,22 @@ class Controller:
         newest = self.fleet.candidate_version or self.fleet.serving_version
         if newest != NO_DRAFT:
             self._score_offline(newest, self.fleet.offline_accept_length, self.fleet.offline_num_steps)
-        self._moved = ("a controller began to lead", {})
+        self._moved = ("a reign began", {})
 
     def _server_found(self, event: ServerFound) -> None:
         if event.node not in self.nodes:
             self._add_node(event.node)
             self.speculation[event.node].adopt(event.steps_table, event.draft_version, event.at)
             self.asked[event.node] = Asked.from_found(event)
+            if event.memory is not None:
+                self._remember(event.node, event.memory)
+
+    def _remember(self, name: str, memory: NodeMemory) -> None:
+        """A node that was there in the reign before is there in this one."""
+        self.speculation[name].go_on(memory)
+        self.nodes[name].score_offline(self._offline.get(memory.running_version))
+        self._roster.heard(name, memory.heard_at)
+        self._roster.set_pays(name, self.speculation[name].pays())
 
     def _server_reported(self, event: ServerReported) -> None:
         if event.node not in self.nodes:

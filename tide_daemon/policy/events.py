@@ -217,8 +217,76 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class StepTimed:
+    """What the cost model knows of one (batch size, num_steps).
+
+    Attributes:
+        seconds: of one step; `variance` is that of its logarithm.
+        target_share: of the step's seconds, the target's part.
+        at: when it was last seen.
+    """
+
+    batch_size: int
+    num_steps: int
+    num_verifies: int
+    seconds: float
+    variance: float
+    target_share: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChainsCounted:
+    """Forgotten counts of chains, and by position of those that reached it and were accepted there."""
+
+    num_proposals: float
+    reached: tuple[float, ...]
+    accepted: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """What a controller that renews its reign goes on with for a server node, so that it need not probe again.
+
+    Attributes:
+        heard_at: when it reported last.
+        busy_s: its busy clock, by which plain_seen_at and probe_ended_at count.
+        plain_seen_at: (batch edge, when plain decoding was last timed there).
+        num_steps: of the chains seen last; lately, long: the two windows of acceptance.
+        choices: (batch edge, num_steps in force, since when). A probe under way is given up.
+        tried_version: the draft that was tried last; untried: it has not shown itself yet.
+        credit_s, lost_s: of the account of probes.
+        probe_interval_s, probe_ended_at, failed_accept_length: as in ProbeSchedule.
+    """
+
+    heard_at: float
+    engine: str
+    running_version: int
+    running_digest: str
+    running_since: float
+    busy_s: float
+    timed: tuple[StepTimed, ...]
+    plain_seen_at: tuple[tuple[int, float], ...]
+    num_steps: int
+    lately: ChainsCounted
+    long: ChainsCounted
+    choices: tuple[tuple[int, int, float], ...]
+    tried_version: int
+    untried: bool
+    credit_s: float
+    lost_s: float
+    probe_interval_s: float
+    probe_ended_at: float
+    failed_accept_length: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServerFound:
-    """Desired state of a server node as an earlier leader left it; comes before the node's first report."""
+    """Desired state of a server node as an earlier leader left it; comes before the node's first report.
+
+    Attributes:
+        memory: None from another controller's reign.
+    """
 
     at: float
     node: str
@@ -230,6 +298,7 @@ class ServerFound:
     sample_rate: float
     preferred: tuple[str, ...] = ()
     preferred_rate: float = 0.0
+    memory: NodeMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +317,7 @@ class TrainerFound:
 
 @dataclass(frozen=True, slots=True)
 class ControllerStarted:
-    """A controller became leader; first event of its reign.
+    """A controller became leader, or renews its reign so that the journal holds a beginning; first event of a reign.
 
     Attributes:
         settings: PolicySettings as a plain map, so that a journal can be replayed by itself.

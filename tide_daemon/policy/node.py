@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tide_daemon.policy.acceptance import AcceptanceMonitor, Trial
-from tide_daemon.policy.events import NO_DRAFT, DraftFailed, ServerReported, StepCount
+from tide_daemon.policy.events import NO_DRAFT, DraftFailed, NodeMemory, ServerReported, StepCount
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.speedup import CostModel
 from tide_daemon.policy.steps import batch_edges, edge_of
@@ -40,7 +40,8 @@ class OfflineScore:
 
 
 class NodeState:
-    """One server node. Changed by `report`, `score_offline` and `compare_with` only, all called by the controller.
+    """One server node. Changed by `report`, `score_offline`, `compare_with` and `adopt` only, all called by the
+    controller.
 
     Attributes:
         running_since: when it first reported what it runs; running_since_busy_s the same by its busy clock.
@@ -114,6 +115,20 @@ class NodeState:
         self._busiest = busiest if busiest is not None and self.is_busy(busiest) else None
         self._ratios.clear()
         return tuple(counted)
+
+    def adopt(self, memory: NodeMemory) -> None:
+        """Start from what this controller knew in its reign before; what a rollout compares is not part of it."""
+        self.heard_at, self.engine = memory.heard_at, memory.engine
+        self.running_version, self.running_digest = memory.running_version, memory.running_digest
+        self.running_since = memory.running_since
+        self.busy_s = self.running_since_busy_s = memory.busy_s
+        self.cost.adopt(memory.timed)
+        self._plain_seen_at_busy_s = dict(memory.plain_seen_at)
+        self.acceptance.adopt(memory.num_steps, memory.lately, memory.long)
+
+    def plain_seen_at(self) -> tuple[tuple[int, float], ...]:
+        """(batch edge, when plain decoding was last timed there by the busy clock), ascending."""
+        return tuple(sorted(self._plain_seen_at_busy_s.items()))
 
     def score_offline(self, score: OfflineScore | None) -> None:
         """Take the held-out score of the running draft, if any, as the guess where live evidence is missing."""

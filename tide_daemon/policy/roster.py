@@ -31,6 +31,10 @@ class Roster:
         """All of them, sorted."""
         return sorted(self._heard_at)
 
+    def by_age(self) -> list[str]:
+        """All of them, the one heard of longest ago first."""
+        return list(self._heard_at)
+
     def heard(self, name: str, at: float) -> None:
         """A node reported; `at` never falls."""
         self._heard_at[name] = at

@@ -5,7 +5,7 @@ Ties what is known (node.py) to the rules (steps.py) and to the price of finding
 
 import math
 
-from tide_daemon.policy.events import NO_DRAFT, StepCount, StepsTable
+from tide_daemon.policy.events import NO_DRAFT, NodeMemory, StepCount, StepsTable
 from tide_daemon.policy.node import NodeState
 from tide_daemon.policy.probing import Probe, ProbeAccount, ProbeSchedule
 from tide_daemon.policy.steps import Choice, best_steps, build_table, choose_steps, read_table
@@ -42,6 +42,43 @@ class Speculation:
         self.choices = {edge: Choice(min(steps[edge], self.settings.max_steps), at) for edge in self.node.edges}
         self._built = None
         self._tried_version = version if table else NO_DRAFT
+
+    def remember(self) -> NodeMemory:
+        """What a reign that this controller renews goes on with."""
+        node, schedule = self.node, self.schedule
+        lately, long = node.acceptance.remembered()
+        return NodeMemory(
+            heard_at=node.heard_at,
+            engine=node.engine,
+            running_version=node.running_version,
+            running_digest=node.running_digest,
+            running_since=max(0.0, node.running_since),  # a journal holds no infinity
+            busy_s=node.busy_s,
+            timed=node.cost.remembered(),
+            plain_seen_at=node.plain_seen_at(),
+            num_steps=node.acceptance.num_steps,
+            lately=lately,
+            long=long,
+            choices=tuple((edge, each.num_steps, max(0.0, each.since)) for edge, each in self.choices.items()),
+            tried_version=self._tried_version,
+            untried=schedule.new_draft,
+            credit_s=self.account.credit_s,
+            lost_s=self.account.lost_s,
+            probe_interval_s=schedule.interval_s,
+            probe_ended_at=schedule.last_busy_s,
+            failed_accept_length=schedule.failed_accept_length,
+        )
+
+    def go_on(self, memory: NodeMemory) -> None:
+        """Start from what was remembered, the node itself included."""
+        self.node.adopt(memory)
+        self.account = ProbeAccount(min(memory.credit_s, self.settings.probe_credit_s), memory.lost_s)
+        self.schedule = ProbeSchedule(
+            memory.probe_interval_s, memory.untried, memory.probe_ended_at, memory.failed_accept_length
+        )
+        self.choices |= {edge: Choice(steps, since) for edge, steps, since in memory.choices if edge in self.choices}
+        self._tried_version = memory.tried_version
+        self._built = None
 
     def account_for(self, counted: tuple[tuple[int, StepCount], ...]) -> None:
         """Book one report's counters: what probing earned, measured and lost."""

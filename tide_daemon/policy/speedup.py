@@ -32,7 +32,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tide_daemon.policy.events import StepCount
+from tide_daemon.policy.events import StepCount, StepTimed
 
 _FACTOR_DRIFT = 0.0005
 """Growth of the common factor's variance a second, log units squared: about 2% in a second, 12% in 30 s."""
@@ -122,6 +122,23 @@ class CostModel:
         self._plain = [batch_size for batch_size, num_steps in self._cells if num_steps == 0]
         self._nearest_plain.clear()
         self._nearest_drafted.clear()
+
+    def remembered(self) -> tuple[StepTimed, ...]:
+        """All cells, the common factor in their seconds."""
+        factor = math.exp(self._factor)
+        return tuple(
+            StepTimed(*key, cell.num_verifies, cell.seconds * factor, cell.variance, cell.target_share, cell.at)
+            for key, cell in sorted(self._cells.items())
+        )
+
+    def adopt(self, timed: Iterable[StepTimed]) -> None:
+        """Start from what was remembered; the common factor begins at 1."""
+        for item in timed:
+            self._cells[item.batch_size, item.num_steps] = _Cell(
+                math.log(item.seconds), item.seconds, item.variance, item.at, item.target_share, item.num_verifies
+            )
+            self._factor_at = max(self._factor_at, item.at)
+        self._cells_came()
 
     def measured_at(self, batch_size: int, num_steps: int) -> float | None:
         """When this cell was last seen, None if never."""

@@ -14,6 +14,10 @@ force without its explanation. A crash in between leaves instructions that were 
 next leader carries out those of the newest entry that have not arrived, before it decides anything;
 dies it meanwhile, the one after it does.
 Desired state is level-triggered, so a second asking changes nothing that was done.
+
+A reign that goes on for longer than the journal reaches back could not be replayed: its beginning, which holds settings
+and state, would be gone. So a leader begins a new one under the same token once a quarter of a full journal was written
+in the old one, with the state as it is and a fresh policy, from events alone: ops/decisions/0037.
 """
 
 import asyncio
@@ -31,6 +35,7 @@ from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import (
     ControllerStarted,
     Event,
+    ServerFound,
     ServerReported,
     Tick,
     TrainerReported,
@@ -38,7 +43,7 @@ from tide_daemon.policy.events import (
 )
 from tide_daemon.policy.instructions import Instruction, instruction_to_map
 from tide_daemon.policy.settings import PolicySettings
-from tide_daemon.roles.controller_journal import read_end, read_instructions, read_record
+from tide_daemon.roles.controller_journal import STREAM, read_end, read_instructions, read_record, share_written
 from tide_daemon.roles.controller_records import desired_record, event_of_desired, event_of_record, summary
 from tide_daemon.roles.controller_writer import RETRY_S, FencedWriter, ReignOverError
 from tide_daemon.roles.fleet_watch import FleetWatch
@@ -53,6 +58,10 @@ _QUEUE_EVENTS = 1000
 _MIN_TURN_LIMIT_S = 60.0
 _KEPT_DECISIONS = 50
 _WATCH_AGAIN_S = 10.0
+_LOOK_S = 10.0
+"""Between two looks at how much of the journal a reign has filled."""
+_RENEW_AT, _RENEW_BY = 0.25, 0.5
+"""Share of a full journal after which a reign is renewed when nothing is under way, and in any case."""
 
 
 @dataclass(slots=True)
@@ -61,12 +70,16 @@ class _Reign:
 
     Attributes:
         sequence: of our newest entry in the journal under this token.
+        began: sequence in the journal's stream of its first entry.
+        looked_at: when it was last asked how much of the journal it has filled.
         known: subjects of desired state that the policy has been told of.
     """
 
     writer: FencedWriter
     policy: Controller
     sequence: int = 0
+    began: int = 0
+    looked_at: float = 0.0
     known: set[str] = field(default_factory=set)
     queue: "asyncio.Queue[Record | None]" = field(default_factory=lambda: asyncio.Queue(_QUEUE_EVENTS))
 
@@ -251,6 +264,7 @@ class ControllerRole:
             self._heartbeat.beat("decide")
             if record is None:
                 await self._decide(reign, Tick(self._clock.time()))
+                await self._renew_reign(reign)
                 continue
             event = event_of_record(record, self._clock.time())
             if event is None:
@@ -270,10 +284,36 @@ class ControllerRole:
         settings = self._settings.to_map()
         started = ControllerStarted(self._clock.time(), self._model, settings, end.fleet, end.collection)
         await self._decide(reign, started)
+        reign.began = writer.journal_end
         for instruction in [] if end.unfinished is None else read_instructions(end.unfinished):
             record = desired_record(instruction, writer.token, self._clock.time())
             if record is not None:
                 await writer.carry_on(record)
+
+    async def _renew_reign(self, reign: _Reign) -> None:
+        """Begin a new reign under the same token if this one is long. All that was decided has been carried out."""
+        now = self._clock.time()
+        if now - reign.looked_at < _LOOK_S:
+            return
+        reign.looked_at = now
+        try:
+            depth = await self._bus.depth(STREAM)
+        except BusError as error:
+            log.warning("journal_not_measured", model=self._model, error=str(error))
+            return
+        share = share_written(depth, reign.began, reign.writer.journal_end)
+        if share < (_RENEW_AT if reign.policy.is_quiet() else _RENEW_BY):
+            return
+        log.info("controller_reign_renewed", model=self._model, fencing_token=reign.writer.token)
+        events = reign.policy.renewal(self._model)
+        reign.policy = Controller(self._settings)
+        reign.known = {
+            subjects.control_server(self._model, each.node) for each in events if isinstance(each, ServerFound)
+        }
+        reign.writer.keep(reign.known)
+        reign.began = reign.writer.journal_end + 1
+        for event in events:
+            await self._decide(reign, event)
 
     async def _find_desired(self, reign: _Reign, event: Event) -> None:
         """Before a node's first report in this reign: what was desired of it until now."""

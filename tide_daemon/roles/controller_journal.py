@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from tide_daemon.bus.port import Bus, StoredMessage
+from tide_daemon.bus.port import Bus, StoredMessage, StreamDepth
 from tide_daemon.errors import WireError
 from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import FleetState
@@ -15,6 +15,7 @@ from tide_daemon.wire.records import Decision, Record
 
 log = structlog.get_logger()
 
+STREAM = "TIDE_JOURNAL"
 _FIRST_WINDOW = 1024
 
 
@@ -79,6 +80,19 @@ async def read_end(bus: Bus, model: str) -> JournalEnd:
             fleet, collection = (None, None) if move is None else (move.fleet, move.collection)
             return JournalEnd(newest.sequence, fleet, collection, last, unfinished)
         window *= 8
+
+
+def share_written(depth: StreamDepth, began: int, end: int) -> float:
+    """Share of a full journal that was written between two stream sequences, taking all entries in it as equally long.
+
+    Other models' entries count: theirs push out ours. A journal that has lost its oldest ones, by bytes or by age, is
+    as full as it gets.
+    """
+    if depth.num_messages == 0:
+        return 0.0
+    is_full = depth.num_messages < end
+    full = 1.0 if is_full or depth.max_bytes == 0 else depth.num_bytes / depth.max_bytes
+    return full * (end - began) / depth.num_messages
 
 
 def read_instructions(decision: Decision) -> list[Instruction]:

@@ -8,6 +8,7 @@ than its own ends its reign at once.
 What is decided is not known here; see roles/controller.py for the order of things.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import structlog
@@ -109,6 +110,10 @@ class FencedWriter:
             return None
         self.check_token(found.fencing_token)
         return found
+
+    def keep(self, subjects_kept: Collection[str]) -> None:
+        """Forget where all other desired states end: nodes that left would add up. A write meets what stands there."""
+        self._desired_ends = {subject: end for subject, end in self._desired_ends.items() if subject in subjects_kept}
 
     def check_token(self, found: int) -> None:
         """Raise ReignOverError when a token that was found is higher than ours."""

@@ -17,11 +17,10 @@ from typing import Any, TextIO
 
 from tide_daemon.bus.port import Bus
 from tide_daemon.errors import ConfigError
-from tide_daemon.roles.controller_journal import read_record
+from tide_daemon.roles.controller_journal import STREAM, read_record
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import Decision
 
-STREAM = "TIDE_JOURNAL"
 _FIRST_WINDOW = 1024
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 

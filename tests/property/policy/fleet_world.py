@@ -195,6 +195,18 @@ class World:
             except LeaderDiedError:
                 self.num_deaths += 1
 
+    def renew(self) -> None:
+        """The leader begins a new reign under its token; it may die while it does."""
+        events = self.leader.renewal("model")
+        self.leader, self.heard = Controller(self.settings), set()
+        self.known = {event.node for event in events if isinstance(event, ServerFound)}
+        try:
+            for event in events:
+                self._decide(event)
+        except LeaderDiedError:
+            self.num_deaths += 1
+            self.lead()
+
     def deliver(self, event: Event) -> None:
         """An event reaches the leader; when it dies of it, the next one is there."""
         self.last_delivered = event

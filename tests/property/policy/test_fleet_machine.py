@@ -18,7 +18,7 @@ Held after each step, by the numbers of the architecture page where they have on
 and at the end of each run:
 
     9   everybody obeys and reports: every node runs the draft that the fleet wants of it
-        the whole journal, all reigns, replays to the same instructions
+        the whole journal, all reigns, replays to the same instructions, and so does what follows a renewal
 """
 
 import math
@@ -70,6 +70,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.world = World(SETTINGS, NODES[:num_nodes])
         self.quality: dict[int, float] = {NO_DRAFT: 0.0}
         self.num_seen = 0
+        self.beginnings = [0]
         self.contents: dict[tuple[str, int], object] = {}
         self.highest: dict[str, tuple[int, int]] = {}
 
@@ -88,6 +89,13 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def the_leader_dies_between_events(self) -> None:
         self.world.lead()
+
+    @rule()
+    def the_leader_renews_its_reign(self) -> None:
+        """Whatever is under way, as when a journal is half full; the journal replays from there as well."""
+        begin = len(self.world.journal)
+        self.world.renew()
+        self.beginnings.append(begin)
 
     # Nodes
 
@@ -351,8 +359,9 @@ class FleetMachine(RuleBasedStateMachine):
             assert (standing.draft_version, standing.draft_digest) == (wanted, digest)
             if wanted != NO_DRAFT:
                 assert (node.version, node.digest) == (wanted, digest), f"{name} has not converged"
-        outcome = replay(entry.maps() for entry in world.journal)
-        assert outcome.difference is None and outcome.num_compared == len(world.journal)
+        for begin in (0, self.beginnings[-1]):
+            outcome = replay(entry.maps() for entry in world.journal[begin:])
+            assert outcome.difference is None and outcome.num_compared == len(world.journal) - begin
 
 
 def _content(item: SetServer | SetTrainer) -> object:

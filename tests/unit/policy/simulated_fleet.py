@@ -202,6 +202,13 @@ class Fleet:
                     )
                 )  # fmt: skip
 
+    def renew(self) -> None:
+        """The leader renews its reign: what it knows goes over as events, nothing else does."""
+        events = self.controller.renewal("model")
+        self.controller = Controller(self.settings)
+        for event in events:
+            self.give(event)
+
     def instructions(self, kind: type[Instruction]) -> list[Instruction]:
         return [item for _, items in self.entries for item in items if isinstance(item, kind)]
 

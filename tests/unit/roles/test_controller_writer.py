@@ -154,3 +154,15 @@ async def test_nothing_is_written_without_the_lease(bus: MemoryBus) -> None:
     with pytest.raises(ReignOverError, match="lease ran out"):
         await one.entry(entry(1))
     assert await bus.last(JOURNAL) is None
+
+
+async def test_nodes_that_left_are_forgotten(bus: MemoryBus) -> None:
+    """Where the desired state of others ends is kept no longer; one that returns is written over all the same."""
+    ours = await writer(bus, 2)
+    await ours.desired(desired(2, 1))
+    assert len(ours._desired_ends) == 1
+    ours.keep(())
+    assert not ours._desired_ends
+    await ours.desired(desired(2, 2))
+    message = await bus.last(CONTROL)
+    assert message is not None and envelope.decode(message.data) == desired(2, 2)

@@ -46,7 +46,7 @@ def cause_words(event: Event) -> str:
         case CandidatePublished():
             return f"version {event.version} was published by {event.trainer}"
         case ControllerStarted():
-            return "a controller began to lead"
+            return "a controller began to lead, or renewed its reign"
         case ServerFound():
             return f"the leader read what server {event.node} had been asked for"
         case TrainerFound():
