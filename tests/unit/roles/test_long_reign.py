@@ -1,31 +1,35 @@
 """A leader that leads for longer than the journal reaches back: what is left of the journal replays."""
 
 import random
-from dataclasses import replace
 
 import pytest
 
-from tests.unit.roles.test_controller import MODEL, TOPOLOGY, World, leads, until
+from tests.nats_fixture import NatsServer
+from tests.unit.roles.test_controller import MODEL, World, leads, until
+from tide_daemon.bus.connection import ConnectSettings
+from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
-from tide_daemon.bus.port import StreamDepth
-from tide_daemon.bus.topology import MIB
+from tide_daemon.bus.port import Bus, StreamDepth
+from tide_daemon.bus.topology import MIB, TopologyLimits, build_topology
 from tide_daemon.policy.replay import replay
 from tide_daemon.roles import controller
+from tide_daemon.roles.controller import ControllerRole
 from tide_daemon.roles.controller_journal import STREAM, share_written
 from tide_daemon.wire import subjects
 from tide_daemon.wire.records import Decision, NodeReport, StepStats, WorkloadSteps
+
+SMALL = build_topology(
+    TopologyLimits(hidden_max_bytes=MIB, draft_max_bytes=MIB, target_max_bytes=MIB, journal_max_bytes=MIB)
+)
 
 
 class SmallJournal(World):
     """A journal of 1 MiB, and reports of some 3 kB that do not compress."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        streams = tuple(
-            replace(each, max_bytes=MIB) if each.name == "TIDE_JOURNAL" else each for each in TOPOLOGY.streams
-        )
-        self.broker = MemoryBroker(replace(TOPOLOGY, streams=streams))
-        self.bus = MemoryBus(self.broker)
+    def __init__(self, bus: Bus | None = None) -> None:
+        super().__init__(bus)
+        self.broker = MemoryBroker(SMALL)
+        self.bus = bus or MemoryBus(self.broker)
         self.random = random.Random(1)
 
     async def reports_much(self, node: str) -> None:
@@ -42,11 +46,34 @@ def began(journal: list[Decision]) -> list[Decision]:
     return [entry for entry in journal if entry.event["event"] == "controller_started"]
 
 
-async def test_a_journal_without_its_head_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reign is renewed, nobody is asked anew for it, and a node that left is forgotten."""
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "_LOOK_S", 0.05)
+
+
+async def test_a_journal_without_its_head_replays() -> None:
+    """The reign is renewed, nobody is asked anew for it, and a node that left is forgotten."""
     world = SmallJournal()
-    async with world.running(world.role()) as role:
+    await leads_for_long(world, world.role())
+
+
+async def test_on_a_real_server(nats_server: NatsServer) -> None:
+    """The same against JetStream."""
+    buses = [
+        await JetStreamBus.connect(ConnectSettings(urls=(nats_server.url,), name=name), SMALL)
+        for name in ("nodes", "first")
+    ]
+    await buses[0].ensure()
+    world = SmallJournal(buses[0])
+    try:
+        await leads_for_long(world, world.role(bus=buses[1]))
+    finally:
+        for bus in buses:
+            await bus.close()
+
+
+async def leads_for_long(world: SmallJournal, role: ControllerRole) -> None:
+    async with world.running(role):
         await leads(role)
         await world.reports_much("node-gone")
 
