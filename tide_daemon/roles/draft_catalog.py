@@ -1,8 +1,8 @@
 """Which draft versions the stream holds, which of them may go, and their removal.
 
-Kept are the newest few, those in use (the pool of earlier drafts included), and whatever the kept ones are deltas of,
-down to their anchors. Claims are never purged: they are small, and they are why a version number names one content for
-ever.
+Kept are the newest few, those in use (the pool of earlier drafts included; nodes that are gone use none), and whatever
+the kept ones are deltas of, down to their anchors. Claims are never purged: they are small, and they are why a version
+number names one content for ever.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from tide_daemon.wire.records import DesiredServer, DesiredTrainer, DraftManifes
 log = structlog.get_logger()
 
 PURGE_EVERY_S = 15.0
+GONE_AFTER_S = 86_400.0
+"""Desired state that is so much older than the newest keeps no draft, see _Wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,20 @@ def removable(versions: Mapping[int, Listed], in_use: Iterable[int], keep_newest
     return sorted(set(versions) - kept)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The drafts that one node's desired state names, and when it was stored, unix seconds of the broker.
+
+    Desired state stays on the bus when its node is gone. Whoever is there is asked anew when another draft is served,
+    so what is served now is in the newest desired state of each kind, however old that is; and a draft that only
+    those name that are older than the newest of all by GONE_AFTER_S is wanted by nodes that are gone.
+    """
+
+    kind: type[DesiredServer | DesiredTrainer]
+    versions: tuple[int, ...]
+    stored_at: float
+
+
 class DraftCatalog:
     """Follows the manifests and the desired states of one model, and purges what nobody needs."""
 
@@ -62,7 +78,7 @@ class DraftCatalog:
         self._model = model
         self._keep_newest = keep_newest
         self._versions: dict[int, Listed] = {}
-        self._in_use: dict[str, tuple[int, ...]] = {}
+        self._in_use: dict[str, _Wanted] = {}
 
     def listed(self) -> dict[int, Listed]:
         """Versions whose manifests were seen on the stream and that were not purged by us."""
@@ -95,11 +111,13 @@ class DraftCatalog:
                 log.warning("desired_state_undecodable", subject=message.subject, error=str(error))
                 continue
             if isinstance(desired, DesiredServer):
-                self._in_use[message.subject] = (desired.draft_version,)
+                versions: tuple[int, ...] = (desired.draft_version,)
             elif isinstance(desired, DesiredTrainer):
                 # Earlier drafts that may be served again are in use too.
-                earlier = (version for version, _ in desired.pool)
-                self._in_use[message.subject] = (desired.serving_version, *earlier)
+                versions = (desired.serving_version, *(version for version, _ in desired.pool))
+            else:
+                continue
+            self._in_use[message.subject] = _Wanted(type(desired), versions, message.stored_at)
 
     async def _purge_for_ever(self) -> None:
         # Waits first: what is in use is not known until the desired states of all nodes have been read.
@@ -111,7 +129,8 @@ class DraftCatalog:
         """Remove parts and manifest of what nobody needs; what fails is left for the next call."""
         if not self._in_use:
             return
-        in_use = {version for versions in self._in_use.values() for version in versions}
+        self._leave_out_the_gone()
+        in_use = {version for wanted in self._in_use.values() for version in wanted.versions}
         for version in removable(self._versions, in_use, self._keep_newest):
             listed = self._versions[version]
             try:
@@ -124,3 +143,14 @@ class DraftCatalog:
                 return
             del self._versions[version]
             log.info("draft_purged", version=version)
+
+    def _leave_out_the_gone(self) -> None:
+        newest: dict[type, float] = {}
+        for wanted in self._in_use.values():
+            newest[wanted.kind] = max(wanted.stored_at, newest.get(wanted.kind, 0.0))
+        oldest = max(newest.values()) - GONE_AFTER_S
+        self._in_use = {
+            subject: wanted
+            for subject, wanted in self._in_use.items()
+            if wanted.stored_at >= min(oldest, newest[wanted.kind])
+        }

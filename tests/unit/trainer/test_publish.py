@@ -16,7 +16,7 @@ from tide_daemon.draft import checkpoint
 from tide_daemon.draft.checkpoint import Checkpoint, placeholder
 from tide_daemon.draft.config import config_for_target
 from tide_daemon.errors import BusUnavailableError, DraftError
-from tide_daemon.roles.draft_catalog import DraftCatalog, Listed, chain, removable
+from tide_daemon.roles.draft_catalog import GONE_AFTER_S, DraftCatalog, Listed, chain, removable
 from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.draft_publish import Base, Publisher
 from tide_daemon.trainer.rounds import Round, Rounds, Trained
@@ -287,3 +287,36 @@ async def test_earlier_drafts_are_kept_and_can_be_told_from_gone_ones(broker: Me
     assert not await fetcher.is_published(SPEC, 3, digests[3])
     await bus.purge(subjects.draft_part("tiny", 1, 0))
     assert not await fetcher.is_published(SPEC, 2, digests[2])
+
+
+async def test_nodes_that_are_gone_keep_no_draft(tmp_path: Path) -> None:
+    """What a node was asked for a day ago and never since counts no more, unless it is the newest of its kind."""
+    now = [1_700_000_000.0]
+    bus = MemoryBus(MemoryBroker(build_topology(TopologyLimits()), max_payload=28_000, clock=lambda: now[0]))
+    for number in range(1, 6):
+        await publisher(bus).publish(make_round(tmp_path, number), SCORES, 3, None, number - 1)
+
+    async def ask(node: str, version: int) -> None:
+        desired = DesiredServer(node, 1, 1, 0.0, version, "ab" * 32, (), True, 1.0, "")
+        await bus.publish(subjects.control_server("tiny", node), envelope.encode(desired))
+
+    await ask("gone", 1)
+    trained = DesiredTrainer("t1", 1, 1, 0.0, 6, 3, "ab" * 32, "test", ())
+    await bus.publish(subjects.control_trainer("tiny", "t1"), envelope.encode(trained))
+    now[0] += GONE_AFTER_S - 10.0
+    await ask("there", 2)
+    catalog = DraftCatalog(bus, "tiny", 1)
+    follower = asyncio.create_task(catalog.run())
+    async with asyncio.timeout(5):
+        await _until(lambda: len(catalog.listed()) == 5 and len(catalog._in_use) == 3)
+        await catalog.purge()
+        assert sorted(catalog.listed()) == [1, 2, 3, 5]
+        now[0] += 20.0
+        await ask("there", 2)
+        await ask("new", 2)
+        await _until(lambda: len(catalog._in_use) == 4)
+        await catalog.purge()
+    follower.cancel()
+    await asyncio.gather(follower, return_exceptions=True)
+    assert sorted(catalog.listed()) == [2, 3, 5]
+    assert len(catalog._in_use) == 3
