@@ -127,6 +127,8 @@ class Controller:
             case _:
                 raise TypeError(f"unknown event {type(event).__name__}")
         self._roster.expire(self.now, self.settings.lost_after_s)
+        if isinstance(event, Tick):
+            self._forget()
         cause = event_cause(event)
         answers = self._answer(event, cause) if isinstance(event, OperatorRequested) else []
         verdicts = [*self._judge(cause), *self._judge_pool(cause)]
@@ -135,6 +137,18 @@ class Controller:
         # Before all are found, nobody knows for whom capture pays.
         servers = [] if isinstance(event, ServerFound) else self._set_servers(cause, reporter)
         return [*answers, *verdicts, *self._keep_fleet(cause), *servers, *trainers]
+
+    def knows(self, event: Event) -> bool:
+        """Whether it knows from whom a report is. If not, what stands on the bus for them has to come first.
+
+        As ServerFound or TrainerFound: generations go on from there.
+        """
+        match event:
+            case ServerReported():
+                return event.node in self.nodes
+            case TrainerReported():
+                return event.trainer in self.trainers.by_name
+        return True
 
     def state_map(self) -> dict[str, Any]:
         """A snapshot as plain types; see snapshot.py."""
@@ -254,6 +268,13 @@ class Controller:
     def _add_node(self, name: str) -> None:
         self.nodes[name] = NodeState(name, self.settings)
         self.speculation[name] = Speculation(self.nodes[name])
+
+    def _forget(self) -> None:
+        """Drop who has been silent for very long: nodes that come and go may have a new name each time."""
+        for name in self._roster.forget(self.now, self.settings.forget_after_s):
+            del self.nodes[name], self.speculation[name]
+            self.asked.pop(name, None)
+        self.trainers.forget(self.now)
 
     def _score_offline(self, version: int, accept_length: float, num_steps: int) -> None:
         """Keep a held-out score; each node that runs the version takes it with its next report."""

@@ -3,8 +3,10 @@
 A report moves its node to the end of a list ordered by when each was last heard of, so the silent ones
 are at the front and are found without looking at the others. What the fleet as a whole needs to know
 of its nodes is kept beside it: which of them gain by speculating, and which a rollout still waits for.
+Those that fell silent go to a second such list, from which they are forgotten.
 """
 
+import itertools
 from collections import OrderedDict
 
 
@@ -18,6 +20,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._heard_at: OrderedDict[str, float] = OrderedDict()
+        self._silent: OrderedDict[str, float] = OrderedDict()
         self.paying: set[str] = set()
         self.outstanding: dict[str, None] = {}
 
@@ -37,6 +40,7 @@ class Roster:
 
     def heard(self, name: str, at: float) -> None:
         """A node reported; `at` never falls."""
+        self._silent.pop(name, None)
         self._heard_at[name] = at
         self._heard_at.move_to_end(name)
 
@@ -46,9 +50,16 @@ class Roster:
             name = next(iter(self._heard_at))
             if at - self._heard_at[name] <= lost_after_s:
                 return
-            del self._heard_at[name]
+            self._silent[name] = self._heard_at.pop(name)
             self.paying.discard(name)
             self.outstanding.pop(name, None)
+
+    def forget(self, at: float, forget_after_s: float) -> list[str]:
+        """Those that expired and have been silent for longer than this; each is named once."""
+        forgotten = list(itertools.takewhile(lambda name: at - self._silent[name] > forget_after_s, self._silent))
+        for name in forgotten:
+            del self._silent[name]
+        return forgotten
 
     def set_pays(self, name: str, pays: bool) -> None:
         """Whether speculation pays on this node."""

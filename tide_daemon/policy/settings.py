@@ -84,6 +84,8 @@ class PolicySettings:
 
         alone_after_s: a server node that no leading controller has reached for so long looks after its own steps.
         lost_after_s: a node or trainer not heard of for so long is left out.
+        forget_after_s: one that was silent for so long is forgotten; not below lost_after_s. Whoever comes back goes on
+            from what stands on the bus, without what was measured of it.
         keep_state_s: seconds between two copies of FleetState in the journal.
     """
 
@@ -159,6 +161,7 @@ class PolicySettings:
 
     alone_after_s: float = 15.0
     lost_after_s: float = 15.0
+    forget_after_s: float = 86_400.0
     keep_state_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -194,6 +197,7 @@ _ORDERED = (
     ("ema_short", "ema_long"),
     ("probe_interval_s", "probe_interval_max_s"),
     ("idle_sample_rate", "sample_rate"),
+    ("lost_after_s", "forget_after_s"),
 )
 
 _SECONDS = (0.0, 86_400.0)
@@ -265,5 +269,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "canary_busy_s": _SECONDS,
     "alone_after_s": _SECONDS,
     "lost_after_s": (0.1, 86_400.0),
+    "forget_after_s": (0.1, 1e8),
     "keep_state_s": _SECONDS,
 }

@@ -19,7 +19,7 @@ _MAX_POOL_REQUESTS = 128
 
 
 class Trainers:
-    """All trainers of a model. Changed by `found`, `take` and `ask` only, all called by the controller."""
+    """All trainers of a model. Changed by `found`, `take`, `forget` and `ask` only, all called by the controller."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
@@ -35,14 +35,22 @@ class Trainers:
         self._heard_at = at
         self.by_name.setdefault(event.trainer, TrainerState()).take(event, at)
 
+    def forget(self, at: float) -> None:
+        """Drop those that were silent for very long."""
+        for name, trainer in list(self.by_name.items()):
+            if trainer.report is not None and at - trainer.report.at > self._settings.forget_after_s:
+                del self.by_name[name]
+
     def is_alive(self, name: str, at: float) -> bool:
         """Whether it was heard of lately."""
-        report = self.by_name[name].report
+        trainer = self.by_name.get(name)
+        report = None if trainer is None else trainer.report
         return report is not None and at - report.at <= self._settings.lost_after_s
 
     def all_away(self, at: float, since: float) -> bool:
-        """Whether some are known of and all have been silent for too long, `since` being when reports began to come."""
-        return bool(self.by_name) and at - max(self._heard_at, since) > self._settings.lost_after_s
+        """Whether there were some and all have been silent for too long, `since` being when reports began to come."""
+        were_some = bool(self.by_name) or self._heard_at > -math.inf
+        return were_some and at - max(self._heard_at, since) > self._settings.lost_after_s
 
     def idle(self, at: float) -> str | None:
         """Name of the trainer to ask for something now, None while any of them is busy."""
@@ -55,10 +63,11 @@ class Trainers:
 
     def pool_answer(self, name: str) -> tuple[PoolScored, ...] | None:
         """A trainer's answer to the pool scoring that it was asked for, None while there is none."""
-        trainer = self.by_name[name]
-        if trainer.report is None or trainer.pool_scoring == 0 or trainer.report.pool_scoring != trainer.pool_scoring:
+        trainer = self.by_name.get(name)
+        report = None if trainer is None else trainer.report
+        if trainer is None or report is None or trainer.pool_scoring == 0:
             return None
-        return trainer.report.pool
+        return report.pool if report.pool_scoring == trainer.pool_scoring else None
 
     def ask(
         self,

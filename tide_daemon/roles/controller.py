@@ -2,7 +2,8 @@
 
 One controller of a model leads, by a lease with a fencing token; the others wait. On taking over it
 begins with the newest FleetState of the journal and what stands with it, learns each node's desired
-state when it first hears of the node, and re-reads all manifests (the policy knows which it has judged).
+state when it hears from one that it does not know, and re-reads all manifests (the policy knows which it has
+judged).
 
 For each event, in this order:
 
@@ -72,7 +73,6 @@ class _Reign:
         sequence: of our newest entry in the journal under this token.
         began: sequence in the journal's stream of its first entry.
         looked_at: when it was last asked how much of the journal it has filled.
-        known: subjects of desired state that the policy has been told of.
     """
 
     writer: FencedWriter
@@ -80,7 +80,6 @@ class _Reign:
     sequence: int = 0
     began: int = 0
     looked_at: float = 0.0
-    known: set[str] = field(default_factory=set)
     queue: "asyncio.Queue[Record | None]" = field(default_factory=lambda: asyncio.Queue(_QUEUE_EVENTS))
 
 
@@ -307,20 +306,18 @@ class ControllerRole:
         log.info("controller_reign_renewed", model=self._model, fencing_token=reign.writer.token)
         events = reign.policy.renewal(self._model)
         reign.policy = Controller(self._settings)
-        reign.known = {
-            subjects.control_server(self._model, each.node) for each in events if isinstance(each, ServerFound)
-        }
-        reign.writer.keep(reign.known)
+        reign.writer.keep(
+            {subjects.control_server(self._model, each.node) for each in events if isinstance(each, ServerFound)}
+        )
         reign.began = reign.writer.journal_end + 1
         for event in events:
             await self._decide(reign, event)
 
     async def _find_desired(self, reign: _Reign, event: Event) -> None:
-        """Before a node's first report in this reign: what was desired of it until now."""
+        """Before the report of a node that the policy does not know (yet, or any more): what was desired of it."""
         subject = _control_subject(self._model, event)
-        if subject is None or subject in reign.known:
+        if subject is None or reign.policy.knows(event):
             return
-        reign.known.add(subject)
         found = await reign.writer.read_desired(subject)
         if found is not None:
             await self._decide(reign, event_of_desired(found, self._clock.time()))

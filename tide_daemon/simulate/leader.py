@@ -49,11 +49,10 @@ class Leader:
         self._checked = checked
         self._manifests: list[CandidatePublished] = []
         self._controller: Controller | None = None
-        self._heard: set[str] = set()
 
     def take_over(self, at: float) -> list[Instruction]:
         """A new controller begins to lead with what stands on the bus."""
-        self._controller, self._heard = Controller(self._settings), set()
+        self._controller = Controller(self._settings)
         settings = self._settings.to_map()
         made = self._handle(ControllerStarted(at, "simulated", settings, self._fleet, self._collection))
         for manifest in self._manifests:
@@ -71,14 +70,11 @@ class Leader:
         if self._controller is None:
             return []
         made: list[Instruction] = []
-        match event:
-            case ServerReported() if event.node not in self._heard:
-                self._heard.add(event.node)
-                if (server := self.servers.get(event.node)) is not None:
+        if not self._controller.knows(event):
+            match event:
+                case ServerReported() if (server := self.servers.get(event.node)) is not None:
                     made += self._handle(_server_found(server, event.at))
-            case TrainerReported() if event.trainer not in self._heard:
-                self._heard.add(event.trainer)
-                if (trainer := self.trainers.get(event.trainer)) is not None:
+                case TrainerReported() if (trainer := self.trainers.get(event.trainer)) is not None:
                     made += self._handle(_trainer_found(trainer, event.at))
         return made + self._handle(event)
 

@@ -173,7 +173,6 @@ class World:
         self.passed: dict[int, int] = {}
         self.heard: set[int] = set()
         self.leader = Controller(settings)
-        self.known: set[str] = set()
         self.lead()
 
     # One reign
@@ -182,7 +181,7 @@ class World:
         """A new leader begins as roles/controller.py does; it may die while it begins."""
         while True:
             self.token += 1
-            self.leader, self.known, self.heard = Controller(self.settings), set(), set()
+            self.leader, self.heard = Controller(self.settings), set()
             newest = next((e for e in reversed(self.journal) if not isinstance(e.event, ControllerStarted)), None)
             try:
                 move = self.newest_move()
@@ -223,9 +222,8 @@ class World:
 
     def _find(self, event: Event) -> None:
         name = event.node if isinstance(event, ServerReported) else getattr(event, "trainer", "")
-        if not isinstance(event, ServerReported | TrainerReported) or name in self.known:
+        if self.leader.knows(event):
             return
-        self.known.add(name)
         standing = self.desired.get(name)
         if standing is None:
             return

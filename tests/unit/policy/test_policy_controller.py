@@ -401,3 +401,49 @@ def test_a_draft_that_its_canary_cannot_have_is_given_up(num_nodes: int) -> None
     asked = [item for item in fleet.instructions(SetServer) if isinstance(item, SetServer) and item.draft_version == 1]
     assert len(asked) == 1
     assert fleet.controller.fleet.serving_version == 2
+
+
+def test_who_has_been_silent_for_very_long_is_forgotten() -> None:
+    """Nodes and trainers come and go under new names for months; who comes back is counted on from what was asked."""
+    controller, after_s = started(), SETTINGS.forget_after_s
+    for index in range(20):
+        controller.handle(report(f"pod-{index}", 1001.0 + index))
+        controller.handle(replace(trainer_report(1001.0 + index, 0), trainer=f"pod-{index}"))
+    controller.handle(Tick(1001.0 + after_s))
+    assert len(controller.nodes) == len(controller.trainers.by_name) == 20
+    controller.handle(Tick(1010.5 + after_s))
+    left = {f"pod-{index}" for index in range(10, 20)}
+    assert set(controller.nodes) == set(controller.speculation) == set(controller.asked) == left
+    assert set(controller.trainers.by_name) == left
+    controller.handle(report("pod-19", 1011.0 + after_s))
+    controller.handle(Tick(1100.0 + after_s))
+    assert set(controller.nodes) == {"pod-19"} and not controller.trainers.by_name
+    controller.check_invariants()
+    back = report("pod-0", 1101.0 + after_s, sequence=2)
+    assert not controller.knows(back) and controller.knows(report("pod-19", 1101.0 + after_s))
+    controller.handle(ServerFound(1101.0 + after_s, "pod-0", 7, 0, "", (), True, 1.0))
+    (asked,) = controller.handle(back)
+    assert isinstance(asked, SetServer) and (asked.node, asked.generation) == ("pod-0", 8)
+
+
+def test_a_node_that_is_there_is_not_forgotten() -> None:
+    """However long it has been known, and though it is silent for an hour at a time."""
+    controller = started()
+    for hour in range(60):
+        controller.handle(report("a", 1001.0 + 3600.0 * hour, sequence=hour))
+        controller.handle(Tick(1001.0 + 3600.0 * hour + 3500.0))
+        assert set(controller.nodes) == {"a"}
+
+
+def test_trainers_that_were_forgotten_are_still_away() -> None:
+    """Nobody learns from what is collected, so nothing is, whether their names are known or not."""
+    controller = started()
+    controller.handle(report("a", 1001.0))
+    controller.handle(trainer_report(1001.0, 0))
+    controller.handle(report("a", 1100.0, sequence=2))
+    assert controller.asked["a"].sample_rate == SETTINGS.idle_sample_rate
+    controller.handle(report("a", 1002.0 + SETTINGS.forget_after_s, sequence=3))
+    controller.handle(Tick(1003.0 + SETTINGS.forget_after_s))
+    assert not controller.trainers.by_name
+    controller.handle(report("a", 1004.0 + SETTINGS.forget_after_s, sequence=4))
+    assert controller.asked["a"].sample_rate == SETTINGS.idle_sample_rate

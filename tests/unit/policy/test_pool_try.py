@@ -244,3 +244,13 @@ def test_a_workload_that_does_badly_is_captured_in_full_while_collection_is_off(
     world.node()
     asked = [item for item in world.made if isinstance(item, SetServer)][-1]
     assert (asked.sample_rate, asked.preferred, asked.preferred_rate) == (SETTINGS.idle_sample_rate, (), 0.0)
+
+
+def test_the_scorer_is_forgotten() -> None:
+    """The clock jumped by days: the scoring ends as with any trainer that is lost."""
+    world = World()
+    world.shift()
+    assert world.controller.pool_try.under_way is not None
+    world.give(Tick(world.at + SETTINGS.forget_after_s + 1.0))
+    assert world.controller.pool_try.under_way is None and not world.controller.trainers.by_name
+    assert "t was lost" in world.controller.pool_try.reason

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,9 +103,9 @@ class World:
         self.bus: Bus = bus or MemoryBus(self.broker)
         self._sequence = 0
 
-    def role(self, name: str = "first", bus: Bus | None = None) -> ControllerRole:
+    def role(self, name: str = "first", bus: Bus | None = None, settings: PolicySettings = SETTINGS) -> ControllerRole:
         own = bus or MemoryBus(self.broker)
-        return ControllerRole(own, SETTINGS, MODEL, name, lease_ttl_s=1, tick_s=0.02)
+        return ControllerRole(own, settings, MODEL, name, lease_ttl_s=1, tick_s=0.02)
 
     @asynccontextmanager
     async def running(self, role: ControllerRole) -> AsyncIterator[ControllerRole]:
@@ -271,6 +272,33 @@ async def test_a_restart_goes_on_where_it_was() -> None:
     assert [each["version"] for each in judged] == [1]
     first, second = (entry.event for entry in entries if entry.event["event"] == "controller_started")
     assert first["collection"] is None and "gained" in second["collection"]["reason"]
+
+
+async def test_a_node_that_was_forgotten_goes_on_where_it_was() -> None:
+    """Under the same token a node refuses generations that it has seen, so they must not begin again."""
+    world = World()
+    settings = replace(SETTINGS, lost_after_s=0.1, forget_after_s=0.2)
+    async with world.running(world.role(settings=settings)) as role:
+        await leads(role)
+        await world.server_reports()
+
+        async def asked() -> bool:
+            return await world.desired_server() is not None
+
+        async def forgotten() -> bool:
+            return role.snapshot().get("nodes") == {}
+
+        async def known() -> bool:
+            return bool(role.snapshot().get("nodes"))
+
+        await until(asked)
+        first = await world.desired_server()
+        await until(forgotten)
+        await world.server_reports()
+        await until(known)
+    events = [entry.event["event"] for entry in await world.journal()]
+    assert events.count("server_found") == 1
+    assert await world.desired_server() == first
 
 
 async def test_only_one_leads_and_the_other_takes_over() -> None:
