@@ -48,15 +48,16 @@ def answer(fleet: FleetState, event: OperatorRequested, at: float) -> Outcome:
 
 
 def _pin(fleet: FleetState, event: OperatorRequested, at: float) -> Outcome:
-    fleet = replace(fleet, pinned=True)
+    fleet, dropped = replace(fleet, pinned=True), ""
     if fleet.stage == rollout.CANARY:
         # Not refused for ever: nothing was found against it.
+        dropped = f"; version {fleet.candidate_version} was taken off its canary {fleet.canary}"
         fleet = replace(
             fleet, stage=rollout.STEADY, since=at, candidate_version=NO_DRAFT, candidate_digest="", canary=""
         )
     if event.version in (NO_DRAFT, fleet.serving_version):
         served = f"version {fleet.serving_version}" if fleet.serving_version else "plain decoding"
-        return Outcome(fleet, True, f"{served} stays until it is unpinned")
+        return Outcome(fleet, True, f"{served} stays until it is unpinned{dropped}")
     moved = replace(
         fleet,
         stage=rollout.REST,
@@ -69,7 +70,8 @@ def _pin(fleet: FleetState, event: OperatorRequested, at: float) -> Outcome:
         proven=False,
         downs=(),
     )
-    return Outcome(moved, True, f"every node is brought to version {event.version}, which stays until it is unpinned")
+    reason = f"every node is brought to version {event.version}, which stays until it is unpinned{dropped}"
+    return Outcome(moved, True, reason)
 
 
 def _unpin(fleet: FleetState) -> Outcome:

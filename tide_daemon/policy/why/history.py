@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import (
     NO_DRAFT,
     CandidatePublished,
@@ -93,11 +94,14 @@ class VersionPast:
     """What became of a version: its manifest, the gate's answer, and every move of the fleet that concerned it.
 
     Attributes:
+        rolled_back: how it came to be tried no more: by a rollback, else by an operator; None while it is not, or if
+            that was before this journal.
         tried_again: the gate's newest answers when it was scored as an earlier draft.
     """
 
     published: CandidatePublished | None = None
     judged: tuple[float, Judged] | None = None
+    rolled_back: bool | None = None
     tried_again: deque[tuple[float, Judged]] = field(default_factory=lambda: deque(maxlen=_KEPT_TRIES))
     moves: list[tuple[float, FleetMoved]] = field(default_factory=list)
 
@@ -108,6 +112,7 @@ class History:
     Attributes:
         settings: of the newest reign.
         fleet, fleet_at: newest state of the fleet and the time of the move that led to it.
+        collection: Algorithm 1's memory as of the newest state or copy of it.
         workloads: figures of the serving draft, as the policy makes them of the same scores.
         newest_at, leader: time of the newest entry, and who wrote it.
     """
@@ -116,6 +121,7 @@ class History:
         self.settings = PolicySettings()
         self.fleet: FleetState | None = None
         self.fleet_at = 0.0
+        self.collection: CollectionState | None = None
         self.newest_at = 0.0
         self.leader = ""
         self.nodes: dict[str, NodePast] = {}
@@ -131,6 +137,7 @@ class History:
             case ControllerStarted():
                 self.settings = PolicySettings.from_map(entry.event.settings)
                 self.fleet = entry.event.fleet or self.fleet
+                self.collection = entry.event.collection
             case ServerReported():
                 self._node(entry.event.node).reports.append(entry.event)
                 if self.fleet is not None and entry.event.running_version == self.fleet.serving_version:
@@ -162,7 +169,7 @@ class History:
                 self._asked(at, instruction)
             case SetTrainer():
                 trainer = self.trainers.setdefault(instruction.trainer, TrainerPast())
-                if trainer.asked is None or trainer.asked[1].round != instruction.round:
+                if instruction.reason.startswith(f"round {instruction.round}:"):
                     trainer.round_since = (at, instruction)
                 trainer.asked = (at, instruction)
             case Judged(from_pool=True):
@@ -170,9 +177,13 @@ class History:
             case Judged():
                 self._version(instruction.version).judged = (at, instruction)
             case FleetMoved():
+                before = self.fleet or FleetState()
                 if not is_copy(instruction):
-                    for version in _concerned(self.fleet or FleetState(), instruction.fleet):
+                    for version in _concerned(before, instruction.fleet):
                         self._version(version).moves.append((at, instruction))
+                for version in set(instruction.fleet.refused) - set(before.refused):
+                    self._version(version).rolled_back = version in (before.candidate_version, before.serving_version)
+                self.collection = instruction.collection
                 if instruction.fleet != self.fleet:
                     self.fleet, self.fleet_at = instruction.fleet, at
 

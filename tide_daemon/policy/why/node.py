@@ -1,9 +1,12 @@
 """Why a node speculates or not, with how many steps, and what would have to change."""
 
+import math
 from dataclasses import dataclass
 
 from tide_daemon.policy.events import NO_DRAFT, ServerFound, ServerReported, StepCount
+from tide_daemon.policy.instructions import SetServer
 from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.policy.steps import read_table
 from tide_daemon.policy.why.history import History, NodePast
 from tide_daemon.policy.why.version import newest_verdict
 from tide_daemon.policy.why.words import ago, clock, num_steps_words, steps_words
@@ -124,18 +127,47 @@ def _steps(
     if past.steps_since is not None:
         at, asked = past.steps_since
         lines.append(f"Why, since {clock(at)} ({ago(at, now)}): {asked.reason}.")
-        if any(word in asked.reason for word in _PROBES):
-            lines.append("That is a probe: a few busy seconds to find out, then the choice is made again.")
+        if _is_probe(asked):
+            lines.append(
+                "That was a probe, and the steps chosen after it are the same."
+                if _is_over(past, history.settings)
+                else "That is a probe: a few busy seconds to find out, then the choice is made again."
+            )
     seen = live(list(past.reports))
     if seen is not None and seen.num_steps > 0:
         lines.append(
             f"In the last minute: accept length {seen.accept_length:.2f} with "
             f"{num_steps_words(seen.num_steps)} at batch {seen.batch_size} over {seen.num_proposals} chains."
         )
-    return [*lines, *_what_would_change(history.settings, past, now)]
+    return [*lines, *_what_would_change(history.settings, past, wanted, now)]
 
 
-def _what_would_change(settings: PolicySettings, past: NodePast, now: float) -> list[str]:
+def _is_probe(asked: SetServer) -> bool:
+    return any(part.startswith(_PROBES) for part in asked.reason.split("; "))
+
+
+def _is_over(past: NodePast, settings: PolicySettings) -> bool:
+    """Whether reports show as much as any probe measures since the steps of one were asked for.
+
+    A probe that ends with the steps that it tried asks for nothing anew, so no decision of the journal says so.
+    """
+    assert past.steps_since is not None
+    at, asked = past.steps_since
+    after = [step for report in past.reports if report.at > at for step in report.steps]
+    plain = not any(num_steps for _, num_steps in asked.steps_table)
+    measured = [step for step in after if (step.num_steps == 0) == plain]
+    busy_s = math.fsum(step.step_s for step in measured)
+    if plain:
+        enough = busy_s >= settings.plain_probe_s
+    else:
+        num_chains = sum(step.num_proposals for step in measured)
+        enough = num_chains >= settings.watch_min_steps and (
+            busy_s >= settings.probe_s or num_chains >= settings.probe_proposals
+        )
+    return enough or math.fsum(step.step_s for step in after) >= settings.probe_timeout_s
+
+
+def _what_would_change(settings: PolicySettings, past: NodePast, wanted: ServerFound, now: float) -> list[str]:
     """The thresholds in accept length, from the newest prediction that was written down."""
     if past.figures is None:
         return ["Its costs are not known yet: it has to serve some requests, plainly and with the draft."]
@@ -150,9 +182,12 @@ def _what_would_change(settings: PolicySettings, past: NodePast, now: float) -> 
         f"{ratio:.3f} of plain; it pays from {even:.2f}."
     ]
     evidence, needed = numbers.get("evidence", 0.0), settings.min_proposals
-    on = numbers.get("num_steps", 0.0) > 0.0  # by choice; a probe does not count
+    on = read_table(wanted.steps_table, (batch,))[batch] > 0
+    if past.steps_since is not None and _is_probe(past.steps_since[1]) and not _is_over(past, settings):
+        on = numbers.get("num_steps", 0.0) > 0.0  # by choice; a probe does not count
     if evidence < needed:
-        bring = "serving will bring them" if on else f"the next probe will ({settings.probe_interval_s:g} busy s apart)"
+        apart = f"{settings.probe_interval_s:g} to {settings.probe_interval_max_s:g} busy s apart"
+        bring = "serving will bring them" if on else f"the next probe will ({apart})"
         lines.append(
             f"That is a guess: {evidence:.0f} chains were seen lately, {needed} are needed to choose anew; {bring}."
         )

@@ -1,6 +1,8 @@
 """Why a trainer trains or waits, and what would have to change."""
 
-from tide_daemon.policy.events import NO_DRAFT
+from tide_daemon.policy import rollout
+from tide_daemon.policy.events import NO_DRAFT, FleetState
+from tide_daemon.policy.rounds import TrainerView
 from tide_daemon.policy.why.history import History, TrainerPast
 from tide_daemon.policy.why.words import ago, clock
 
@@ -27,14 +29,41 @@ def why_trainer(history: History, name: str, now: float) -> list[str]:
         lines.append(f"It was asked for round {asked.round} at {clock(at)}: {asked.reason}.")
     if past.asked is None or report.state != "waiting" or past.asked[1].round > report.round:
         return lines
-    stage = "steady" if history.fleet is None else history.fleet.stage
-    if stage in ("canary", "rest"):
-        lines.append(f"No round begins while a draft is being rolled out (the stage is {stage}).")
-    elif past.asked[1].serving_version == NO_DRAFT:
-        lines.append(f"The next round begins at {settings.train_first_tokens:,} new tokens: there is no draft yet.")
-    else:
-        lines.append(
-            f"The next round begins at {settings.train_min_tokens:,} new tokens, at {settings.train_shift_tokens:,} "
-            f"when a shift of the traffic is seen."
+    return [*lines, _next_round(history, name, now)]
+
+
+def _next_round(history: History, name: str, now: float) -> str:
+    """What it takes for a trainer that waits to begin a round."""
+    settings, fleet, collection = history.settings, history.fleet or FleetState(), history.collection
+    there = {
+        other: past
+        for other, past in sorted(history.trainers.items())
+        if past.report is not None and now - past.report.at <= settings.lost_after_s
+    }
+    if fleet.stage in (rollout.CANARY, rollout.REST):
+        return f"No round begins while a draft is being rolled out (the stage is {fleet.stage})."
+    if any(past.asked is not None and past.asked[1].pool_scoring for past in there.values()):
+        return f"No round begins before earlier drafts are scored, {settings.pool_deadline_s:g} s at most."
+    for version, candidate in history.versions.items():
+        if candidate.published is not None and not rollout.was_judged(fleet, version):
+            return f"No round begins while version {version} waits for the gate."
+    busy = next((other for other, past in there.items() if other != name and _is_at_work(past)), None)
+    if busy is not None:
+        return f"No round begins while {busy} is in one, {settings.train_late_s:g} s at most."
+    at_most = settings.train_min_tokens
+    if fleet.serving_version == NO_DRAFT:
+        return (
+            f"The next round begins at {min(settings.train_first_tokens, at_most):,} new tokens: there is no draft yet."
         )
-    return lines
+    after_shift = min(settings.train_shift_tokens, at_most)
+    if collection is not None and collection.shifted:
+        return f"The next round begins at {after_shift:,} new tokens: the traffic has shifted."
+    return f"The next round begins at {at_most:,} new tokens, at {after_shift:,} when a shift of the traffic is seen."
+
+
+def _is_at_work(past: TrainerPast) -> bool:
+    report = past.report
+    if report is None:
+        return False
+    wanted = report.round if past.asked is None else past.asked[1].round
+    return TrainerView("", report.state, report.round, wanted, report.new_tokens, None).is_at_work

@@ -6,6 +6,8 @@ from tide_daemon.policy.instructions import FleetMoved, Judged
 from tide_daemon.policy.why.history import History, VersionPast
 from tide_daemon.policy.why.words import VERDICTS, clock
 
+_REFUSED = {True: "rolled back", False: "forgotten by an operator", None: "rolled back or forgotten"}
+
 
 def why_version(history: History, version: int, now: float) -> list[str]:
     """Sentences about one draft version, in the order of time."""
@@ -40,19 +42,25 @@ def _status(history: History, fleet: FleetState, version: int, past: VersionPast
     if version == fleet.candidate_version:
         return f"on its canary {fleet.canary} since {clock(fleet.since)}"
     if version == fleet.serving_version:
+        # One that an operator pinned comes without a canary.
+        passed = "passed its canary; " if past.moves and past.moves[-1][1].reason.startswith("canary of ") else ""
         return {
-            "rest": f"passed its canary; every node is being brought to it since {clock(fleet.since)}",
+            "rest": f"{passed}every node is being brought to it since {clock(fleet.since)}",
             "watch": f"served, and watched since {clock(fleet.since)}",
         }.get(fleet.stage, "served")
     if version in fleet.refused:
-        return "rolled back, and not tried again"
+        return f"{_REFUSED[past.rolled_back]}, and not tried again"
     if pool.find(fleet, version) is not None:
         return "served before, and kept to be tried again when its traffic comes back"
     verdict = past.judged[1].verdict if past.judged is not None else ""
     if verdict in ("reject", "need_more_data"):
         return VERDICTS[verdict]
     if version in fleet.judged:
-        return "served before, and replaced" if verdict == "promote" else "judged before this part of the journal"
+        if verdict != "promote":
+            return "judged before this part of the journal"
+        if any(move.fleet.serving_version == version for _, move in past.moves):
+            return "served before, and replaced"
+        return "promoted by the gate, and taken off its canary before it was served"
     return "published, and waiting for the gate"
 
 
@@ -97,9 +105,10 @@ def _what_would_change(history: History, fleet: FleetState, version: int, past: 
         return ["A version is tried once. The next round begins from the draft that is served."]
     if past.judged is None:
         if past.published is not None and version not in fleet.judged:
+            pinned = "an operator has unpinned what is served, " if fleet.pinned else ""
             return [
-                f"The gate answers when no canary is under way (the stage is {fleet.stage}) and a node is ready to "
-                f"be one."
+                f"The gate answers when {pinned}no draft is on its canary or being brought to the other nodes (the "
+                f"stage is {fleet.stage}) and a node is ready to be a canary."
             ]
         return []
     answer = past.judged[1]
@@ -114,8 +123,12 @@ def _what_would_change(history: History, fleet: FleetState, version: int, past: 
                 f"{answer.numbers.get('num_positions', 0):.0f}. {once}"
             ]
         return [f"A candidate has to be scored against the draft that is served. {once}"]
-    needed = max(settings.gate_min_gain, 0.0)
+    # The gate writes down the bound of the part that would lose, and of no other part.
+    worst = next((key.partition(", ")[2] for key in answer.numbers if key.startswith("upper_bound, ")), "")
+    if worst:
+        allowed = f"{settings.gate_max_loss:.0%} of its accept length"
+        return [f"Its gain was enough, but {worst} may lose at most {allowed}. {once}"]
     return [
-        f"Its gain had to be at least {needed:+.4f} at the lower end of {settings.gate_confidence:.0%} confidence; "
-        f"that was {answer.numbers['lower_bound']:+.4f}. {once}"
+        f"Its gain had to be above 0, and at least {settings.gate_min_gain:+.4f} at the lower end of "
+        f"{settings.gate_confidence:.0%} confidence; that was {answer.numbers['lower_bound']:+.4f}. {once}"
     ]

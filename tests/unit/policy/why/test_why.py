@@ -8,14 +8,18 @@ import pytest
 from tests.unit.policy.pool_world import FLEET, World, past, scored
 from tests.unit.policy.simulated_fleet import Fleet, ModelledNode, digest_of, one_node, step_s
 from tide_daemon.policy.events import (
+    CandidatePublished,
     ControllerStarted,
+    OperatorRequested,
+    RequestScored,
     ServerFound,
     ServerReported,
     Tick,
+    TrainerReported,
     WorkloadServed,
     event_to_map,
 )
-from tide_daemon.policy.instructions import instruction_to_map
+from tide_daemon.policy.instructions import Answered, instruction_to_map
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.why.decision import why_decision
 from tide_daemon.policy.why.fleet import why_fleet
@@ -172,8 +176,9 @@ def test_refused_drafts_say_what_it_takes() -> None:
     fleet.run(60)
     fleet.publish(2, 2.2, serving=2.6)
     assert version_text(fleet, 2).startswith("Version 2: refused.")
-    assert "Its gain had to be at least +0.0000 at the lower end of 90% confidence; that was -0.4" in version_text(
-        fleet, 2
+    assert (
+        "Its gain had to be above 0, and at least +0.0000 at the lower end of 90% confidence; that was -0.4"
+        in version_text(fleet, 2)
     )
     fleet.publish(3, 2.8, serving=2.6, num_requests=4)
     assert "It takes 8 held-out requests with 300 positions; there were" in version_text(fleet, 3)
@@ -209,7 +214,7 @@ def test_a_candidate_waits_while_a_canary_is_under_way() -> None:
     fleet.publish(2, 2.4)
     text = version_text(fleet, 2)
     assert text.startswith("Version 2: published, and waiting for the gate.")
-    assert "when no canary is under way (the stage is canary)" in text
+    assert "when no draft is on its canary or being brought to the other nodes (the stage is canary)" in text
 
 
 def test_a_trainer_says_what_it_waits_for() -> None:
@@ -349,3 +354,147 @@ def test_a_draft_that_its_canary_cannot_have() -> None:
     text = version_text(fleet, 1)
     assert "rolled back, and not tried again" in text
     assert "canary of version 1 failed, rolled back: node-a cannot run version 1: draft 1 is gone (num_tries 3)" in text
+
+
+def asked_for(fleet: Fleet, action: str, version: int = 0) -> None:
+    fleet.at += 1.0
+    digest = digest_of(version)
+    fleet.give(OperatorRequested(fleet.at, f"r{fleet.at:.0f}", fleet.at, "alice", action, version, digest, ""))
+
+
+def test_a_candidate_that_a_pin_took_off_its_canary() -> None:
+    """It was never served, and no earlier draft is told to have been."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.6)
+    asked_for(fleet, "pin")
+    assert fleet.controller.fleet.stage == "steady" and not fleet.controller.fleet.refused
+    text = version_text(fleet, 1)
+    assert text.startswith("Version 1: promoted by the gate, and taken off its canary before it was served.")
+    (answered,) = fleet.instructions(Answered)
+    assert isinstance(answered, Answered)
+    assert "version 1 was taken off its canary node-a" in answered.reason
+    asked = text + "\n".join(line for entry in history_of(fleet).decisions for line in why_decision(entry))
+    assert "taken off its canary node-a" in asked
+
+
+def test_a_draft_that_an_operator_brought_in_passed_no_canary() -> None:
+    """Pinned to: every node is brought to it at once. Rolled back from, or forgotten, it did not fail of itself."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    for version, length in ((1, 2.0), (2, 2.6)):
+        fleet.publish(version, length, serving=1.0 if version == 1 else 2.0)
+        fleet.run(90)
+    assert fleet.controller.fleet.serving_version == 2
+    asked_for(fleet, "pin", 1)
+    assert version_text(fleet, 1).startswith("Version 1: every node is being brought to it since ")
+    fleet.run(90)
+    asked_for(fleet, "unpin")
+    asked_for(fleet, "forget", 7)
+    assert version_text(fleet, 7).startswith("Version 7: forgotten by an operator, and not tried again.")
+
+
+def test_a_candidate_on_its_canary_is_said_to_have_passed_it() -> None:
+    """Every node is being brought to it after that."""
+    nodes = [
+        ModelledNode(n, lambda v, t: 0.6 if v else 0.0, lambda t: 4, random.Random(1)) for n in ("node-a", "node-b")
+    ]
+    fleet = Fleet(nodes)
+    fleet.run(20)
+    fleet.publish(1, 2.2)
+    while fleet.controller.fleet.stage == "canary":
+        fleet.run(1)
+    assert fleet.controller.fleet.stage == "rest"
+    assert version_text(fleet, 1).startswith("Version 1: passed its canary; every node is being brought to it since ")
+
+
+def test_a_version_that_waits_while_it_is_pinned() -> None:
+    """Nothing is tried then, whatever nodes are ready."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    asked_for(fleet, "pin")
+    fleet.publish(1, 2.6)
+    text = version_text(fleet, 1)
+    assert "The gate answers when an operator has unpinned what is served" in text
+
+
+def test_a_draft_that_one_workload_would_lose_by() -> None:
+    """Its gain was enough; what it takes is about the part that would lose."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    fleet.publish(1, 2.6)
+    fleet.run(60)
+    workloads = [("code", 350.0), ("chat", 150.0)] * 20
+    scores = tuple(
+        RequestScored(f"{index:016x}", workload, 100, 200.0 + index, tokens)
+        for index, (workload, tokens) in enumerate(workloads)
+    )
+    fleet.give(CandidatePublished(fleet.at, 2, digest_of(2), 1, "trainer", 0, 3, scores))
+    text = version_text(fleet, 2)
+    assert "chat would lose" in text
+    assert "Its gain was enough, but chat may lose at most 5% of its accept length. A version is judged once" in text
+    assert "Its gain had to be" not in text
+
+
+def test_a_probe_that_ended_with_the_same_steps() -> None:
+    """Nothing is asked anew then, so the newest reason is the probe's; it is long over."""
+    fleet = one_node(lambda v, t: 0.75 if v else 0.0, lambda t: 4, max_steps=1, plain_interval_s=1000.0)
+    fleet.run(20)
+    fleet.publish(1, 1.75)
+    fleet.run(90)
+    since = history_of(fleet).nodes["node-a"].steps_since
+    assert since is not None and "trying" in since[1].reason
+    assert fleet.controller.speculation["node-a"].probe is None
+    text = node_text(fleet)
+    assert "That was a probe, and the steps chosen after it are the same." in text
+    assert "It is switched off when" in text and "It is switched on from" not in text
+
+
+def test_a_probe_that_is_over_is_not_called_one() -> None:
+    """The draft changes while it lasts: the steps are chosen anew, and the reason is not the probe's."""
+    fleet = one_node(lambda v, t: 0.3 if v else 0.0, lambda t: 4, probe_min_ratio=0.0)
+    fleet.run(20)
+    fleet.publish(1, 1.6)
+    while fleet.controller.speculation["node-a"].probe is None:
+        fleet.run(1)
+    asked_for(fleet, "roll_back")
+    assert "That is a probe" not in node_text(fleet)
+
+
+def trainer_text(fleet: Fleet | World, name: str) -> str:
+    history = History()
+    for sequence, (event, made) in enumerate(fleet.entries, start=1):
+        maps = [instruction_to_map(item) for item in made]
+        history.add(Decided.from_maps(event.at, sequence, 7, "first", event_to_map(event), maps))
+    return "\n".join(why_trainer(history, name, fleet.at))
+
+
+def test_a_trainer_that_scores_earlier_drafts_or_answers_a_shift() -> None:
+    """No round begins before the scores are there; after a shift fewer tokens are enough."""
+    world = World()
+    world.trainer()
+    assert "The next round begins at 8,000 new tokens, at 2,000 when a shift" in trainer_text(world, "t")
+    world.shift()
+    assert world.scoring
+    assert "No round begins before earlier drafts are scored" in trainer_text(world, "t")
+    world.trainer(pool=(scored(3, -0.2), scored(5, -0.2)))
+    assert not world.scoring and world.controller.collection.shifted
+    assert "The next round begins at 2,000 new tokens: the traffic has shifted." in trainer_text(world, "t")
+
+
+def test_a_trainer_waits_while_another_is_in_a_round() -> None:
+    """One round at a time."""
+    fleet = one_node(lambda v, t: 0.0, lambda t: 4)
+    fleet.run(2)
+    other = TrainerReported(fleet.at, "other", 1, "training", 0, 0, 0, 1)
+    fleet.give(other)
+    assert "No round begins while other is in one, 1800 s at most." in trainer_text(fleet, "trainer")
+    fleet.at += 16.0
+    fleet.run(1)
+    assert "The next round begins at 3,000 new tokens" in trainer_text(fleet, "trainer")
+
+
+def test_a_first_round_takes_no_more_than_a_later_one() -> None:
+    fleet = one_node(lambda v, t: 0.0, lambda t: 4, train_min_tokens=1000)
+    fleet.run(2)
+    assert "The next round begins at 1,000 new tokens: there is no draft yet." in trainer_text(fleet, "trainer")
