@@ -4,8 +4,10 @@ Whoever may read reports and the journal can make one: the controller's page, wh
 `tide-daemon status`. Nothing is decided here; what was decided is read from the journal (policy/why/history.py).
 """
 
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from tide_daemon.bus.port import StreamDepth
 from tide_daemon.policy.events import CandidatePublished, FleetState, ServerReported, StepCount
@@ -116,21 +118,27 @@ class FleetView:
     def reported(self, report: NodeReport | TrainerReport, stored_at: float) -> None:
         """The next report of a node or trainer; `stored_at` by the broker's clock."""
         if isinstance(report, TrainerReport):
-            trainer = self._trainers.setdefault(report.trainer, _Trainer(report, stored_at))
+            # Taken out and put last, so that both dicts are ordered by when each was heard of.
+            trainer = self._trainers.pop(report.trainer, None) or _Trainer(report, stored_at)
+            self._trainers[report.trainer] = trainer
             trainer.report, trainer.heard_at = report, stored_at
             trainer.steps.append((stored_at, report.round, report.step))
+            _forget(self._trainers, stored_at - self.history.settings.forget_after_s)
             return
         event = event_of_record(report, stored_at)
         assert isinstance(event, ServerReported)
-        server = self._servers.get(report.node)
+        server = self._servers.pop(report.node, None)
+        again = server is not None
         if server is None:
             server = _Server(NodeState(report.node, self.history.settings), report, stored_at)
-            self._servers[report.node] = server
-        elif (report.sequence, report.at) == (server.report.sequence, server.report.at):
+        self._servers[report.node] = server
+        if again and (report.sequence, report.at) == (server.report.sequence, server.report.at):
             return
         server.report, server.heard_at = report, stored_at
         server.counted.append((stored_at, server.state.report(event)))
         server.rows.append((stored_at, report.rows_written, report.rows_dropped))
+        for node in _forget(self._servers, stored_at - self.history.settings.forget_after_s):
+            self._desired.pop(node, None)
 
     def knows_desired(self, node: str) -> bool:
         """Whether what is asked of a server node is known."""
@@ -145,6 +153,8 @@ class FleetView:
         event = event_of_record(manifest, stored_at)
         assert isinstance(event, CandidatePublished)
         self._published[manifest.version] = event
+        if len(self._published) > _SHOWN_DRAFTS:
+            del self._published[min(self._published)]
 
     def measured(self, depth: StreamDepth) -> None:
         """How full a stream is now."""
@@ -236,6 +246,14 @@ class FleetView:
             state=state,
             reason=reason[:_MAX_WORDS],
         )
+
+
+def _forget(known: dict[str, Any], before: float) -> list[str]:
+    """Drop those that were heard of before then, which come first; returns their names."""
+    gone = list(itertools.takewhile(lambda name: known[name].heard_at < before, known))
+    for name in gone:
+        del known[name]
+    return gone
 
 
 def _accept_length(counted: list[tuple[int, StepCount]]) -> float | None:

@@ -9,7 +9,7 @@ from tests.unit.tools.journals import decisions_of, learning_fleet
 from tide_daemon.bus.port import StreamDepth
 from tide_daemon.roles.fleet_problems import LOST_AFTER_S, problems_of
 from tide_daemon.roles.fleet_view import FleetView
-from tide_daemon.wire.records import Decision, NodeReport, ShadowScore, StepStats, TrainerReport
+from tide_daemon.wire.records import Decision, DesiredServer, NodeReport, ShadowScore, StepStats, TrainerReport
 
 NODE = NodeReport(
     node="s1", at=100.0, sequence=1, engine="ready", running_version=1, running_digest=f"{1:064x}",
@@ -204,3 +204,17 @@ def test_no_request_is_named() -> None:
         view.decided(decision)
     shown = str(asdict(view.status(decisions[-1].at)))
     assert not [name for name in ids if name in shown]
+
+
+def test_who_is_gone_for_a_day_leaves_the_view() -> None:
+    """Pods that come and go do not fill the page; drafts beyond those shown are not kept."""
+    view = FleetView("target")
+    after_s = view.history.settings.forget_after_s
+    for index in range(100):
+        view.reported(replace(NODE, node=f"pod-{index}", at=1000.0 * index), 1000.0 * index)
+        view.reported(replace(TRAINER, trainer=f"pod-{index}", at=1000.0 * index), 1000.0 * index)
+        view.desired(DesiredServer(f"pod-{index}", 1, 1, 0.0, 0, "", (), True, 1.0, ""))
+    status = view.status(99_000.0)
+    gone = int((99_000.0 - after_s) // 1000) + 1
+    assert len(status.servers) == len(status.trainers) == 100 - gone
+    assert not view.knows_desired("pod-0") and view.knows_desired("pod-99")

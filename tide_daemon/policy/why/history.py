@@ -1,9 +1,9 @@
 """What is kept of a journal to explain it: bounded, oldest first, filled by `add`."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tide_daemon.policy.collection import CollectionState
 from tide_daemon.policy.events import (
@@ -21,9 +21,15 @@ from tide_daemon.policy.instructions import FleetMoved, Instruction, Judged, Set
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.workloads import Workloads
 
+_Past = TypeVar("_Past")
+
 _KEPT_REPORTS = 120
 _KEPT_DECISIONS = 1000
 _KEPT_TRIES = 5
+_KEPT_MOVES = 200
+_KEPT_VERSIONS = 256
+_KEPT_NAMES = 4096
+"""Server nodes, and trainers; more than a fleet has. Those heard of longest ago go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class TrainerPast:
 
 @dataclass(slots=True)
 class VersionPast:
-    """What became of a version: its manifest, the gate's answer, and every move of the fleet that concerned it.
+    """What became of a version: its manifest, the gate's answer, and the newest moves of the fleet that concerned it.
 
     Attributes:
         rolled_back: how it came to be tried no more: by a rollback, else by an operator; None while it is not, or if
@@ -103,7 +109,7 @@ class VersionPast:
     judged: tuple[float, Judged] | None = None
     rolled_back: bool | None = None
     tried_again: deque[tuple[float, Judged]] = field(default_factory=lambda: deque(maxlen=_KEPT_TRIES))
-    moves: list[tuple[float, FleetMoved]] = field(default_factory=list)
+    moves: deque[tuple[float, FleetMoved]] = field(default_factory=lambda: deque(maxlen=_KEPT_MOVES))
 
 
 class History:
@@ -157,7 +163,7 @@ class History:
             self.decisions.append(entry)
 
     def _trainer_reported(self, event: TrainerReported) -> None:
-        trainer = self.trainers.setdefault(event.trainer, TrainerPast())
+        trainer = _newest(self.trainers, event.trainer, TrainerPast)
         again = trainer.report is not None and trainer.report.shadow == event.shadow
         if self.fleet is not None and not again and event.serving_version == self.fleet.serving_version != NO_DRAFT:
             self.workloads.observe(event.serving_version, event.shadow)
@@ -168,7 +174,7 @@ class History:
             case SetServer():
                 self._asked(at, instruction)
             case SetTrainer():
-                trainer = self.trainers.setdefault(instruction.trainer, TrainerPast())
+                trainer = _newest(self.trainers, instruction.trainer, TrainerPast)
                 if instruction.reason.startswith(f"round {instruction.round}:"):
                     trainer.round_since = (at, instruction)
                 trainer.asked = (at, instruction)
@@ -205,10 +211,26 @@ class History:
         node.asked = (at, wanted)
 
     def _node(self, name: str) -> NodePast:
-        return self.nodes.setdefault(name, NodePast())
+        return _newest(self.nodes, name, NodePast)
 
     def _version(self, version: int) -> VersionPast:
-        return self.versions.setdefault(version, VersionPast())
+        """What is known of a version. Beyond _KEPT_VERSIONS the lowest of those that are not in use is forgotten."""
+        if version not in self.versions:
+            fleet = self.fleet or FleetState()
+            in_use = {fleet.serving_version, fleet.previous_version, fleet.candidate_version}
+            in_use |= {past.version for past in fleet.pool}
+            if len(self.versions) >= _KEPT_VERSIONS and (others := self.versions.keys() - in_use):
+                del self.versions[min(others)]
+            self.versions[version] = VersionPast()
+        return self.versions[version]
+
+
+def _newest(known: dict[str, _Past], name: str, empty: Callable[[], _Past]) -> _Past:
+    """The entry of that name, put last in `known`; beyond _KEPT_NAMES the first one is forgotten."""
+    past = known[name] = known.pop(name) if name in known else empty()
+    if len(known) > _KEPT_NAMES:
+        del known[next(iter(known))]
+    return past
 
 
 def is_copy(move: FleetMoved) -> bool:

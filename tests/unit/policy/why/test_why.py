@@ -10,6 +10,7 @@ from tests.unit.policy.simulated_fleet import Fleet, ModelledNode, digest_of, on
 from tide_daemon.policy.events import (
     CandidatePublished,
     ControllerStarted,
+    Event,
     OperatorRequested,
     RequestScored,
     ServerFound,
@@ -19,7 +20,7 @@ from tide_daemon.policy.events import (
     WorkloadServed,
     event_to_map,
 )
-from tide_daemon.policy.instructions import Answered, instruction_to_map
+from tide_daemon.policy.instructions import Answered, FleetMoved, instruction_to_map
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.policy.why.decision import why_decision
 from tide_daemon.policy.why.fleet import why_fleet
@@ -498,3 +499,26 @@ def test_a_first_round_takes_no_more_than_a_later_one() -> None:
     fleet = one_node(lambda v, t: 0.0, lambda t: 4, train_min_tokens=1000)
     fleet.run(2)
     assert "The next round begins at 1,000 new tokens: there is no draft yet." in trainer_text(fleet, "trainer")
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """Names of pods and versions pass by for months; what is in use stays, and of the rest the newest."""
+    history = History()
+    pool = (past(3), past(5))
+    fleet = replace(FLEET, serving_version=9, previous_version=7, pool=pool)
+    history.add(Decided(1.0, 1, 7, "first", ControllerStarted(1.0, "m", PolicySettings().to_map(), fleet), ()))
+    for index in range(1, 5000):
+        at, pod = 1.0 + index, f"pod-{index}"
+        events: list[Event] = [
+            CandidatePublished(at, index, digest_of(index), 0, "t", 0, 3, ()),
+            ServerReported(at, pod, 1, "ready", 0, "", 0, 1.0, ()),
+            ServerReported(at, "stays", index, "ready", 0, "", 0, 1.0, ()),
+            TrainerReported(at, pod, 1, "waiting", 0, 0, 0, 0),
+        ]
+        moved = FleetMoved(replace(fleet, stage=("watch", "steady")[index % 2]), "", "it moved", {})
+        for event in events:
+            history.add(Decided(at, index, 7, "first", event, (moved,)))
+    assert len(history.versions) <= 300 and {3, 5, 7, 9, 4999} <= set(history.versions)
+    assert len(history.versions[9].moves) <= 200
+    assert len(history.nodes) == len(history.trainers) == 4096
+    assert {"stays", "pod-4999"} <= set(history.nodes) and len(history.nodes["stays"].reports) > 100
