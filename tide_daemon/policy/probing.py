@@ -8,9 +8,10 @@ too. Two kinds of probe do that, each for a few busy seconds on one node:
 
 What a probe costs is counted in busy seconds lost against the better choice, as measured, not as
 planned. A node earns `probe_share` of its busy time (0.005 = 0.5%) up to `probe_credit_s`, and begins
-with half of that; a probe starts only if the account covers what it is expected to lose. So over any
-span the loss is at most probe_share of the busy time + probe_credit_s + what one probe overran, and
-an overrun is paid back before the next probe starts.
+with half of that; a probe starts only if the account covers what it is expected to lose, or is full. So over
+any span the loss is at most probe_share of the busy time + probe_credit_s + what one probe overran, and
+an overrun is paid back before the next probe starts. A canary among several nodes is charged as well and does
+not wait for credit: one probe a candidate is what a rollout costs.
 """
 
 from dataclasses import dataclass, field
@@ -39,9 +40,9 @@ class ProbeAccount:
             self.credit_s -= lost_s
             self.lost_s += lost_s
 
-    def affords(self, lost_s: float) -> bool:
-        """Whether an expected loss is covered."""
-        return self.credit_s > 0.0 and self.credit_s >= lost_s
+    def affords(self, lost_s: float, settings: PolicySettings) -> bool:
+        """Whether an expected loss is covered; a full account covers any, or what seems dear would never be tried."""
+        return self.credit_s > 0.0 and self.credit_s >= min(lost_s, settings.probe_credit_s)
 
 
 @dataclass(slots=True)

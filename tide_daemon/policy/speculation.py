@@ -253,7 +253,7 @@ class Speculation:
         if age_s is not None and age_s < self.settings.plain_interval_s:
             return None
         ratio = self.node.ratios(edge).get(self.choices[edge].num_steps, 1.0)
-        if not self.account.affords(self.settings.plain_probe_s * (1.0 - 1.0 / max(1.0, ratio))):
+        if not self.account.affords(self.settings.plain_probe_s * (1.0 - 1.0 / max(1.0, ratio)), self.settings):
             return None
         reason = "plain steps were never timed" if age_s is None else "the timing of plain steps is old"
         self.reason = f"measuring plain decoding at batch {edge}: {reason}"
@@ -266,7 +266,8 @@ class Speculation:
             return None
         promised = offline[best_steps(offline)]
         risen = node.offline_accept_length >= _RISEN * schedule.failed_accept_length > 0.0
-        if must_probe and node.trial.num_seen < s.watch_min_steps:
+        owed = must_probe and node.trial.num_seen < s.watch_min_steps
+        if owed:
             reason = f"version {node.running_version} is on its canary"
         elif schedule.new_draft and promised >= s.probe_min_ratio:
             reason = f"version {node.running_version} is new"
@@ -279,7 +280,8 @@ class Speculation:
         by_score = schedule.new_draft or risen or not node.has_evidence
         ratios = node.ratios(edge, offline=by_score)
         expected_loss_s = s.probe_s * max(0.0, 1.0 - ratios[best_steps(ratios)])
-        if not self.account.affords(0.0 if must_probe else expected_loss_s):
+        # Without its chains the canary fails and the draft is refused for ever: it is charged, and never has to wait.
+        if not owed and not self.account.affords(expected_loss_s, s):
             return None
         # Load moves while a probe runs: batch sizes up to twice the busiest one are tried with it.
         steps = {
@@ -289,4 +291,4 @@ class Speculation:
         }
         node.acceptance.fade(_FADED_EVIDENCE)
         self.reason = f"trying {steps[edge]} steps at batch {edge}: {reason}"
-        return Probe("speculate", node.busy_s, reason, steps, min_proposals=s.watch_min_steps if must_probe else 0)
+        return Probe("speculate", node.busy_s, reason, steps, min_proposals=s.watch_min_steps if owed else 0)

@@ -41,6 +41,9 @@ _CELL_DRIFT = 0.00002
 _STEP_NOISE = 0.01
 """Variance of one step's log seconds (10%); a median over n steps has n times less, down to the floor."""
 _NOISE_FLOOR = 0.0001
+_FIRST_NOISE = 0.5
+"""Variance that a cell's first observation has besides: a factor of two. First steps are cold (kernels are compiled,
+memory is fetched), so the second observation takes its place; else one cold second kept drafting off for hours."""
 _OUTLIER = 2.0
 """A median that is further off what is expected, in standard deviations, is moved to that bound: one stall must not be
 believed at once, and one step in dozens is all that shows what plain decoding costs. See ops/decisions/0043."""
@@ -278,7 +281,7 @@ class CostModel:
         key = (step.batch_size, step.num_steps)
         cell = self._cells.get(key)
         if cell is None:
-            variance = noise + self._factor_variance
+            variance = _FIRST_NOISE + noise + self._factor_variance
             log_s = seen - self._factor
             self._cells[key] = _Cell(log_s, math.exp(log_s), variance, at, share, step.num_verifies)
             self._factor_at = max(self._factor_at, at)

@@ -328,7 +328,7 @@ def test_probing_never_loses_more_than_its_account_allows(turns: list[tuple[floa
     for busy_s, lost_s in turns:
         account.earn(busy_s, SETTINGS)
         busy += busy_s
-        if account.affords(0.0):
+        if account.affords(0.0, SETTINGS):
             account.spend(lost_s)
             overrun = max(overrun, lost_s)
     assert account.lost_s <= SETTINGS.probe_share * busy + SETTINGS.probe_credit_s / 2 + overrun + 1e-9

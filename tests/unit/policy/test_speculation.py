@@ -168,3 +168,40 @@ def test_an_idle_node_with_a_draft_to_try_has_settled() -> None:
     fleet.publish(1, 2.1)
     fleet.run(80)
     assert fleet.controller.fleet.serving_version == 1
+
+
+def test_off_is_not_for_ever_where_a_probe_seems_to_cost_more_than_can_be_saved_up() -> None:
+    """At 0.3 of plain four seconds of probing lose 2.8 s, above the account's cap: tried once the account is full."""
+    fleet = with_draft(0.6, one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4, prior_draft_cost=5.0))
+    fleet.run(600)
+    assert fleet.controller.state_map()["nodes"]["node-a"]["num_steps"] > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_cold_first_step_does_not_keep_a_good_draft_off(batch_size: int) -> None:
+    """The first second of drafting takes five times as long: on within three minutes all the same."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: batch_size)
+    node = fleet.nodes[0]
+
+    def slowness(at: float) -> float:
+        drafts = node.version and node._obeys is not None and node._obeys.steps_table
+        return 5.0 if drafts and not any(steps > 0 for _, steps, _, _ in node.history) else 1.0
+
+    node.slowness = slowness
+    with_draft(0.6, fleet)
+    fleet.run(180)
+    assert fleet.controller.state_map()["nodes"]["node-a"]["num_steps"] > 0
+
+
+def test_a_canary_is_tried_though_the_account_is_overdrawn() -> None:
+    """What a probe before overran is paid back later: no rollout fails for it."""
+    fleet = one_node(lambda v, t: 0.6 if v else 0.0, lambda t: 4)
+    fleet.run(20)
+    node = fleet.controller.nodes["node-a"]
+    speculation = fleet.controller.speculation["node-a"]
+    fleet.publish(1, 2.1)
+    fleet.run(1)
+    speculation.account.spend(5.0)
+    node.running_version = 1
+    assert speculation.plan(fleet.at, may_speculate=True, must_probe=False) == ()
+    assert speculation.plan(fleet.at, may_speculate=True, must_probe=True) != ()

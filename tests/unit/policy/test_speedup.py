@@ -135,6 +135,19 @@ def test_one_stall_is_not_believed() -> None:
     assert cost.step_s(1, 0) == pytest.approx(0.04, rel=0.2)
 
 
+@pytest.mark.parametrize("num", [1, 20])
+def test_a_cold_first_step_is_forgotten_with_the_second(num: int) -> None:
+    """The first chains take four times as long: the next observation counts nearly alone, and other cells stand."""
+    cost = model()
+    for second in range(10):
+        cost.observe(float(second), (step(8, 0, 0.07),))
+    cost.observe(10.0, (step(8, 3, 0.44, 0.36, num),))
+    assert cost.step_s(8, 3) == pytest.approx(0.44)
+    cost.observe(11.0, (step(8, 3, 0.11, 0.09, num),))
+    assert cost.step_s(8, 3) == pytest.approx(0.11, rel=0.05)
+    assert cost.step_s(8, 0) == pytest.approx(0.07, rel=0.01)
+
+
 def test_unusable_timings_are_left_out() -> None:
     """Zero, infinite or empty counters change nothing."""
     cost = model()

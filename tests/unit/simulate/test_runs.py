@@ -125,7 +125,8 @@ def test_a_workload_that_comes_back_is_served_by_the_draft_that_knew_it() -> Non
     assert version in [known for at, known in pool.versions if at < 800.0]  # its last round on code ended after that
     assert not [decision for decision in back if decision.kind == "round" and decision.at_s <= served]
     assert [decision for decision in back if decision.kind == "pool" and f"version {version}, " in decision.text]
-    assert recovered_after_s(pool, 2160.0) < 60.0 < 0.5 * recovered_after_s(trained, 2160.0)
+    # A round that is under way when the traffic comes back (about a minute) is ended first: with or without a pool.
+    assert recovered_after_s(pool, 2160.0) < 120.0 < 0.5 * recovered_after_s(trained, 2160.0)
     assert pool.counts.rounds < trained.counts.rounds
     assert pool.phases[2].tokens > 1.02 * trained.phases[2].tokens
     assert pool.counts.pool_scorings <= 4
