@@ -186,8 +186,8 @@ class Controller:
         self.led_since = event.at
         self.fleet = event.fleet or FleetState()
         self.collection = event.collection or CollectionState()
-        newest = self.fleet.candidate_version or self.fleet.serving_version
-        if newest != NO_DRAFT:
+        newest = rollout.newest(self.fleet)
+        if newest != NO_DRAFT and self.fleet.offline_accept_length > 1.0:
             self._score_offline(newest, self.fleet.offline_accept_length, self.fleet.offline_num_steps)
         self._moved = ("a reign began", {})
 
@@ -279,7 +279,7 @@ class Controller:
     def _score_offline(self, version: int, accept_length: float, num_steps: int) -> None:
         """Keep a held-out score; each node that runs the version takes it with its next report."""
         prior = token_accept_prob(accept_length, max(1, num_steps))
-        self._offline[version] = OfflineScore(accept_length, prior)
+        self._offline[version] = OfflineScore(accept_length, prior, num_steps)
         for old in sorted(self._offline)[:-_KEPT_SCORES]:
             del self._offline[old]
 
@@ -294,9 +294,6 @@ class Controller:
         if outcome.granted and event.action == "forget":
             self.pending = [candidate for candidate in self.pending if candidate.version != event.version]
             self.fleet = pool.without(self.fleet, (event.version,))
-        if before.serving_version != self.fleet.serving_version:
-            score = self._offline.get(self.fleet.serving_version)
-            self.fleet = replace(self.fleet, offline_accept_length=1.0 if score is None else score.accept_length)
         if before.stage != self.fleet.stage or before.serving_version != self.fleet.serving_version:
             self._roster.outstanding.clear()
         answer = "granted" if outcome.granted else "refused"
@@ -390,11 +387,19 @@ class Controller:
                 self._roster.set_outstanding(name, node_view.is_outstanding(self.fleet, self.nodes[name]))
 
     def _move_fleet(self, after: FleetState) -> FleetState:
-        """Take the next state, with its pool and what follows if another draft serves; returns the one before."""
-        before, self.fleet = self.fleet, pool.follow(self.fleet, after, self.settings)
+        """Take the next state, with its pool, its score and what follows if another draft serves; returns the last."""
+        before, self.fleet = self.fleet, self._with_score(pool.follow(self.fleet, after, self.settings))
         if before.serving_version != self.fleet.serving_version:
             self._another_draft(before)
         return before
+
+    def _with_score(self, after: FleetState) -> FleetState:
+        """`after` without the held-out score of a draft that was given up: the one on its canary or served counts."""
+        newest = rollout.newest(after)
+        if newest == rollout.newest(self.fleet):
+            return after
+        score = self._offline.get(newest, OfflineScore(1.0, 0.0, after.offline_num_steps))
+        return replace(after, offline_accept_length=score.accept_length, offline_num_steps=score.num_steps)
 
     def _another_draft(self, before: FleetState) -> None:
         """Another draft serves now: a new one, an earlier one, or the one before because this one was rolled back."""

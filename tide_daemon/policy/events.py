@@ -362,7 +362,7 @@ class FleetState:
         candidate_version, candidate_digest: on the canary; NO_DRAFT outside that stage.
         canary: node name, "" outside that stage.
         since: when the stage began.
-        offline_accept_length: held-out accept length of the newest promoted draft, 1.0 for none.
+        offline_accept_length: held-out accept length of the candidate, else of the serving draft; 1.0 if not known.
         offline_num_steps: chain length of that score.
         last_gain: gain in accept length of the newest promoted draft, at the gate.
         judged: versions that the gate has answered, newest last.

@@ -33,10 +33,11 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class OfflineScore:
-    """Held-out accept length of a draft, and the accept probability of eq. 2 that gives it."""
+    """Held-out accept length of a draft on chains of `num_steps`, and the accept probability of eq. 2 that gives it."""
 
     accept_length: float
     accept_prob: float
+    num_steps: int
 
 
 class NodeState:

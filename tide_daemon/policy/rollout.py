@@ -93,6 +93,11 @@ def was_judged(fleet: FleetState, version: int) -> bool:
     return forgotten or version in fleet.judged
 
 
+def newest(fleet: FleetState) -> int:
+    """The version on its canary, else the one that is served: the one that `offline_accept_length` is of."""
+    return fleet.candidate_version or fleet.serving_version
+
+
 def draft_for(fleet: FleetState, node: str) -> tuple[int, str]:
     """(version, digest) that a node shall run."""
     if fleet.stage == CANARY and node == fleet.canary:

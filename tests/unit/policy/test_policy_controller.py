@@ -46,6 +46,16 @@ def several_nodes(num: int = 3, accept: float = 0.6) -> Fleet:
     return Fleet(nodes, SETTINGS)
 
 
+def two_nodes(accept: dict[int, float]) -> Fleet:
+    """Serving version 1, watched to its end. `accept`: what each version is accepted with."""
+    nodes = [ModelledNode(n, lambda v, t: accept[v], lambda t: 4, random.Random(1)) for n in ("a", "b")]
+    fleet = Fleet(nodes, SETTINGS)
+    fleet.run(20)
+    fleet.publish(1, 2.1)
+    fleet.run(90)
+    return fleet
+
+
 def test_a_new_node_is_told_to_decode_plainly_and_to_collect() -> None:
     """Day 0: no draft, no steps, collect everything."""
     (asked,) = started().handle(report("a", 1001.0))
@@ -112,21 +122,32 @@ def test_a_canary_that_promises_nothing_is_tried_all_the_same() -> None:
 
 def test_good_offline_but_bad_live_is_rolled_back() -> None:
     """A poisoned candidate drops the canary's live accept length: back to the draft before, and not tried again."""
-    accept = {0: 0.0, 1: 0.6, 2: 0.3}
-    nodes = [ModelledNode(n, lambda v, t: accept[v], lambda t: 4, random.Random(1)) for n in ("a", "b")]
-    fleet = Fleet(nodes, SETTINGS)
-    fleet.run(20)
-    fleet.publish(1, 2.1)
-    fleet.run(90)
+    fleet = two_nodes({0: 0.0, 1: 0.6, 2: 0.3})
     assert fleet.controller.fleet.serving_version == 1
     fleet.publish(2, 2.4, serving=2.1)
     fleet.run(60)
     state = fleet.controller.fleet
     assert (state.serving_version, state.stage, state.refused) == (1, "steady", (2,))
-    assert [node.version for node in nodes] == [1, 1]
+    assert [node.version for node in fleet.nodes] == [1, 1]
     fleet.publish(2, 2.4, serving=2.1)
     assert fleet.controller.fleet.refused == (2,)
     assert sum(isinstance(item, Judged) for item in fleet.instructions(Judged)) == 2
+
+
+def test_a_draft_that_is_given_up_leaves_no_score_behind() -> None:
+    """After a failed canary the state holds the held-out score of what serves; a successor guesses by that."""
+    fleet = two_nodes({0: 0.0, 1: 0.6, 2: 0.3})
+    served = fleet.controller.fleet
+    fleet.publish(2, 2.4, serving=2.1)
+    assert fleet.controller.fleet.offline_accept_length == pytest.approx(2.4, abs=0.05)
+    fleet.run(60)
+    state = fleet.controller.fleet
+    assert state.refused == (2,) and state.serving_version == 1
+    assert state.offline_accept_length == served.offline_accept_length == pytest.approx(2.1, abs=0.05)
+    assert (state.offline_num_steps, state.candidate_lengths) == (3, ())
+    fleet.take_over()
+    fleet.run(1)
+    assert fleet.controller.nodes["a"].offline_accept_length == state.offline_accept_length
 
 
 def test_a_shift_during_the_watch_is_no_rollback() -> None:
