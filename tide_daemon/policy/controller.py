@@ -302,9 +302,9 @@ class Controller:
         return [Answered(event.request, outcome.granted, cause, reason, {})]
 
     def _judge(self, cause: str) -> list[Instruction]:
-        """Ask the gate about waiting candidates, oldest first; none while a canary or the rest is under way."""
+        """Ask the gate about waiting candidates, oldest first; none while a rollout is under way."""
         instructions: list[Instruction] = []
-        while self.pending and not self.fleet.pinned and self.fleet.stage in (rollout.STEADY, rollout.WATCH):
+        while self.pending and not self.fleet.pinned and self.fleet.stage == rollout.STEADY:
             canary = self._pick_canary()
             if canary is None:
                 break
@@ -321,7 +321,7 @@ class Controller:
     def _judge_pool(self, cause: str) -> list[Instruction]:
         """Ask the gate about earlier drafts that were scored; the best of those that pass goes to a canary."""
         scored, scoring = self.pool_try.answer(self.trainers), self.pool_try.under_way
-        free = not (self.pending or self.fleet.pinned) and self.fleet.stage in (rollout.STEADY, rollout.WATCH)
+        free = not (self.pending or self.fleet.pinned) and self.fleet.stage == rollout.STEADY
         if scored is None or scoring is None or not free or (canary := self._pick_canary()) is None:
             return []
         verdicts = judge_pool(scored, self.fleet, self.now, scoring.trainer, self.settings)

@@ -6,7 +6,10 @@
 
     canary   one node runs the candidate; every other node and the trainers keep the serving draft
     rest     the candidate is the serving draft; every node that is there has to report it, one at least
-    watch    live accept lengths are still compared; a new canary may begin meanwhile
+    watch    live accept lengths are still compared; the next round of training may begin meanwhile
+
+The next candidate waits for the end of the watch, about watch_s: a canary that began in it would end it, with a draft
+served that only its own canary had tried. A round that begins with the watch and takes longer loses nothing by it.
 
 With one node the canary is that node. A node that comes back later takes the serving draft: desired
 state is level-triggered, nothing is replayed to it. Pure: a function of FleetState and node views.

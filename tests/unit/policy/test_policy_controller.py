@@ -134,6 +134,38 @@ def test_good_offline_but_bad_live_is_rolled_back() -> None:
     assert sum(isinstance(item, Judged) for item in fleet.instructions(Judged)) == 2
 
 
+def test_a_new_draft_is_watched_to_its_end_before_the_next_one_is_tried() -> None:
+    """A candidate that comes during the watch waits for its end; one round after another needs no more time for it."""
+    fleet = two_nodes({0: 0.0, 1: 0.6, 2: 0.65, 3: 0.3})
+    fleet.publish(2, 2.3, serving=2.1)
+    until("watch", fleet)
+    began = fleet.controller.fleet.since
+    fleet.publish(3, 2.6, serving=2.3)
+    assert (fleet.controller.fleet.stage, fleet.controller.state_map()["pending"]) == ("watch", [3])
+    until("canary", fleet)
+    assert SETTINGS.watch_s <= fleet.at - began <= SETTINGS.watch_s + 1.0
+    assert fleet.controller.fleet.serving_version == 2
+    fleet.run(60)
+    state = fleet.controller.fleet
+    assert (state.serving_version, state.stage, state.refused) == (2, "steady", (3,))
+
+
+def test_the_watch_goes_on_though_a_candidate_waits() -> None:
+    """The second node shows that the draft is bad: it is rolled back, and its waiting child is refused."""
+    fleet = two_nodes({0: 0.0, 1: 0.6, 2: 0.6, 3: 0.6})
+    fleet.publish(2, 2.3, serving=2.1)
+    canary = fleet.controller.fleet.canary
+    other = next(node for node in fleet.nodes if node.name != canary)
+    other.accept_prob = lambda v, t: 0.35 if v == 2 else 0.6
+    until("watch", fleet)
+    fleet.publish(3, 2.6, serving=2.3)
+    fleet.run(29)
+    state = fleet.controller.fleet
+    assert (state.serving_version, state.refused, state.stage) == (1, (2,), "steady")
+    last = [item for item in fleet.instructions(Judged) if isinstance(item, Judged)][-1]
+    assert (last.version, last.verdict) == (3, "reject")
+
+
 def test_a_draft_that_is_given_up_leaves_no_score_behind() -> None:
     """After a failed canary the state holds the held-out score of what serves; a successor guesses by that."""
     fleet = two_nodes({0: 0.0, 1: 0.6, 2: 0.3})
