@@ -124,13 +124,18 @@ def _name(record: Desired) -> str:
 
 def _content_of_record(record: Desired) -> tuple[Any, ...]:
     if isinstance(record, DesiredServer):
-        return (record.draft_version, record.draft_digest, record.steps_table, record.collect, record.sample_rate)
-    return (record.round, record.serving_version, record.serving_digest)
+        captured = (record.collect, record.sample_rate, record.preferred, record.preferred_rate)
+        return (record.draft_version, record.draft_digest, record.steps_table, *captured)
+    scored = (record.pool, record.pool_scoring, record.pool_requests)
+    return (record.round, record.serving_version, record.serving_digest, *scored)
 
 
 def _content_of_map(instruction: dict[str, Any]) -> tuple[Any, ...]:
     if instruction["instruction"] == "set_server":
         table = tuple((int(largest), int(steps)) for largest, steps in instruction["steps_table"])
-        return (instruction["draft_version"], instruction["draft_digest"], table, instruction["collect"],
-                instruction["sample_rate"])  # fmt: skip
-    return (instruction["round"], instruction["serving_version"], instruction["serving_digest"])
+        preferred = (tuple(instruction.get("preferred", ())), instruction.get("preferred_rate", 0.0))
+        captured = (instruction["collect"], instruction["sample_rate"], *preferred)
+        return (instruction["draft_version"], instruction["draft_digest"], table, *captured)
+    pool = tuple((int(version), str(digest)) for version, digest in instruction.get("pool", ()))
+    scored = (pool, instruction.get("pool_scoring", 0), instruction.get("pool_requests", 0))
+    return (instruction["round"], instruction["serving_version"], instruction["serving_digest"], *scored)

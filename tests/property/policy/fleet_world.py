@@ -151,6 +151,7 @@ class World:
         writes_left: writes until it dies, None for a long life.
         next_lives: the same for its successors, the nearest first.
         passed: drafts that passed their canary, and the chains that a node had shown of them by then.
+        passed_alone: those of them that passed while no other node was there, as the journal says.
         heard: drafts that a node reported to the present leader, as their manifests have them.
     """
 
@@ -171,6 +172,7 @@ class World:
         self.new_tokens = 0
         self.trainer_sequence = 0
         self.passed: dict[int, int] = {}
+        self.passed_alone: set[int] = set()
         self.heard: set[int] = set()
         self.leader = Controller(settings)
         self.lead()
@@ -254,6 +256,8 @@ class World:
             if isinstance(instruction, FleetMoved) and instruction.fleet.stage in ("rest", "watch"):
                 version = instruction.fleet.serving_version
                 self.passed.setdefault(version, max(node.chains.get(version, 0) for node in self.nodes.values()))
+                if "is the only node" in instruction.reason:
+                    self.passed_alone.add(version)
             if isinstance(instruction, SetServer | SetTrainer):
                 self._write()
                 self._stand(instruction)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from benches.takeover_ledger import Ledger
 
 from tide_daemon.wire.records import Decision, DesiredServer, DesiredTrainer
@@ -74,6 +75,31 @@ def test_losses_are_found() -> None:
         "a decision without an explanation": 2,
         "a state was not handed over": 1,
     }
+
+
+@pytest.mark.parametrize("changed", [{"preferred": ("chat",)}, {"preferred_rate": 0.5}])
+def test_preferred_workloads_are_content(changed: dict[str, Any]) -> None:
+    """Other workloads to capture under the same generation: without explanation, and two contents."""
+    ledger = clean()
+    ledger.desired(replace(server(2, 2, ((4, 3),)), **changed))
+    ledger.journalled(entry(2, 2, {**asked(2, [[4, 3]]), **changed}))
+    ledger.close()
+    assert +ledger.doubled == {"one generation of a node was asked for with two contents": 1}
+    late = clean()
+    late.desired(replace(server(2, 2, ((4, 3),)), **changed))
+    late.close()
+    assert +late.lost == {"a decision without an explanation": 1}
+
+
+@pytest.mark.parametrize("changed", [{"pool": ((1, "d"),)}, {"pool_scoring": 3}, {"pool_requests": 8}])
+def test_the_pool_is_content(changed: dict[str, Any]) -> None:
+    """The same for what a trainer is asked to score."""
+    ledger = clean()
+    ledger.desired(replace(trainer(1, 2, 1), **changed))
+    ledger.close()
+    assert +ledger.lost == {"a decision without an explanation": 1}
+    ledger.journalled(entry(2, 2, {**trained(1, 1), **changed}))
+    assert +ledger.doubled == {"one generation of a node was asked for with two contents": 1}
 
 
 def test_doubling_is_found() -> None:
