@@ -96,6 +96,25 @@ def test_cpu_can_be_asked_for_where_a_gpu_is(gpu: None, given: list[str]) -> Non
     assert not runs_on_cpu([])
 
 
+def test_the_configured_device_counts_unless_the_arguments_name_one(no_gpu: None) -> None:
+    """server.device = "gpu" where no device file is seen, and "cpu" beside a GPU."""
+    assert launch([], {}, "gpu").device == "gpu"
+    assert launch([], {}, "auto").device == launch([], {}, "cpu").device == "cpu"
+    assert runs_on_cpu(["--device", "cpu"], "gpu")
+    assert not runs_on_cpu(["--device=cuda"], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(["nvidia3", "nvidiactl"], True), (["kfd"], True), (["dxg"], True), (["nvidiactl", "nvidia-uvm", "null"], False)],
+)
+def test_a_gpu_is_seen_by_its_device_files(tmp_path: Path, names: list[str], found: bool) -> None:
+    """A container that was given the fourth GPU shows no nvidia0; control files alone are no GPU."""
+    for name in names:
+        (tmp_path / name).touch()
+    assert launch_env._has_gpu(tmp_path) is found
+
+
 def test_stand_ins_yield_to_real_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A package that is really installed is not shadowed; our own, already on the path, is not mistaken for it."""
     assert [Path(path).name for path in stand_in_paths()] == ["kernel", "vision"]

@@ -61,15 +61,16 @@ class Launch:
     device: str
 
 
-def launch(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Launch:
+def launch(arguments: Sequence[str], environment: Mapping[str, str] | None = None, device: str = "auto") -> Launch:
     """Complete a user's `sglang.launch_server` arguments and environment for the device they run on.
 
     Args:
         arguments: as for `python -m sglang.launch_server`.
         environment: of the parent; None for this process's own.
+        device: "cpu", "gpu", or "auto" for what the machine has; `--device` in the arguments wins.
     """
     base = dict(os.environ if environment is None else environment)
-    if not runs_on_cpu(arguments):
+    if not runs_on_cpu(arguments, device):
         return Launch(base, tuple(arguments), "gpu")
     for name, value in CPU_ENVIRONMENT.items():
         base.setdefault(name, value)
@@ -78,15 +79,15 @@ def launch(arguments: Sequence[str], environment: Mapping[str, str] | None = Non
     completed = list(arguments)
     flags = {**CPU_FLAGS, **({} if multiplies_bf16() else WITHOUT_BF16)}
     for flag, default in flags.items():
-        if _value_of(flag, arguments) is None:
+        if value_of(flag, arguments) is None:
             completed += [flag] if default is None else [flag, default]
     return Launch(base, tuple(completed), "cpu")
 
 
-def runs_on_cpu(arguments: Sequence[str]) -> bool:
-    """True when `--device cpu` is asked for, or no device is named and the machine shows no CUDA or ROCm one."""
-    device = _value_of("--device", arguments)
-    return device == "cpu" if device else not _has_gpu()
+def runs_on_cpu(arguments: Sequence[str], device: str = "auto") -> bool:
+    """True when the CPU is asked for, or no device is named and the machine shows no CUDA or ROCm one."""
+    named = value_of("--device", arguments) or device
+    return not _has_gpu() if named == "auto" else named == "cpu"
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -114,11 +115,12 @@ def _is_installed(package: str) -> bool:
     return spec is not None and not (spec.origin or "").startswith(str(_STAND_INS))
 
 
-def _has_gpu() -> bool:
-    return Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
+def _has_gpu(dev: Path = Path("/dev")) -> bool:
+    """CUDA (a container may be given only its fourth device), ROCm, or either of them under WSL 2."""
+    return (dev / "kfd").exists() or (dev / "dxg").exists() or any(dev.glob("nvidia[0-9]*"))
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """Value of `--flag value` or `--flag=value`; "" for a bare flag; None when it is absent."""
     for index, argument in enumerate(arguments):
         if argument == flag:

@@ -96,11 +96,9 @@ def command(settings: SglangSettings) -> tuple[tuple[str, ...], dict[str, str]]:
         "--speculative-adaptive-config", str(settings.run_dir / _STEPS_FILE),
     ]  # fmt: skip
     base = dict(os.environ) | settings.environment
-    if settings.device == "cpu" and "--device" not in settings.arguments:
-        arguments += ["--device", "cpu"]
     base.setdefault("OMP_NUM_THREADS", str(settings.cpu_threads))
     base.setdefault("HF_HUB_OFFLINE", "1")  # the target and the draft are local folders
-    completed = launch(arguments, base)
+    completed = launch(arguments, base, settings.device)
     environment = dict(completed.environment)
     environment[ENGINE_DIR] = str(settings.run_dir)
     allowed = environment.get("SGLANG_PLUGINS", "")

@@ -64,8 +64,7 @@ def _hooks(config: Config) -> Finding:
     """Whether SGLang has the functions that the plug-in hooks; it is imported in a process of its own."""
     from tide_daemon.engine.sglang.launch_env import launch
 
-    device = {"cpu": ["--device", "cpu"], "gpu": ["--device", "cuda"]}.get(config.server.device, [])
-    environment = launch([*config.server.arguments, *device]).environment
+    environment = launch(config.server.arguments, device=config.server.device).environment
     command = [sys.executable, "-m", "tide_daemon.engine.sglang.hook_check"]
     try:
         done = subprocess.run(
