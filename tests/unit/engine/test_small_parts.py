@@ -284,6 +284,34 @@ def test_command_holds_ours_and_theirs(model_dir: Path, tmp_path: Path) -> None:
     assert placeholder["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 3, 5]
 
 
+def started_with(tmp_path: Path, model_dir: Path, *arguments: str, device: str = "gpu") -> tuple[str, ...]:
+    return command(SglangSettings("m", "n", tmp_path / "run", model_dir, arguments, device=device))[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "given"),
+    [
+        ((), "gpu", ["2048"]),
+        (("--max-running-requests", "7"), "gpu", ["7"]),
+        (("--max-running-requests=7",), "gpu", []),
+        (("--disable-radix-cache",), "gpu", []),
+        ((), "cpu", []),
+    ],
+)
+def test_a_gpu_runs_as_many_requests_as_without_a_draft(
+    tmp_path: Path, model_dir: Path, arguments: tuple[str, ...], device: str, given: list[str]
+) -> None:
+    """Not SGLang's 48; the operator's own number wins."""
+    started = started_with(tmp_path, model_dir, *arguments, device=device)
+    values = [started[at + 1] for at, word in enumerate(started) if word == "--max-running-requests"]
+    assert values == given
+
+
+def test_the_draft_is_not_quantised_with_the_target(tmp_path: Path, model_dir: Path) -> None:
+    started = started_with(tmp_path, model_dir, "--quantization", "fp8")
+    assert started[started.index("--speculative-draft-model-quantization") + 1] == "unquant"
+
+
 @pytest.mark.parametrize(
     "arguments", [("--port", "1"), ("--speculative-num-steps=3",), ("--enable-dp-attention",), ("--model-path", "x")]
 )

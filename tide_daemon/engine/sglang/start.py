@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tide_daemon.engine.sglang.launch_env import launch
+import structlog
+
+from tide_daemon.engine.sglang.launch_env import Launch, launch, value_of
 from tide_daemon.engine.sglang.settings import ENGINE_DIR, PluginSettings, write_settings
 from tide_daemon.engine.sglang.target import prepare_placeholder
 from tide_daemon.errors import ConfigError, EngineError
 
+log = structlog.get_logger()
+
 _STEPS_FILE = "steps.json"
 _PLACEHOLDER = "placeholder"
+_PLAIN_RUNNING = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,9 @@ def command(settings: SglangSettings) -> tuple[tuple[str, ...], dict[str, str]]:
         *settings.arguments,
         "--speculative-algorithm", "EAGLE3",
         "--speculative-draft-model-path", str(settings.run_dir / _PLACEHOLDER),
+        # Else a draft takes the target's --quantization, and quantised weights cannot be swapped
+        # (srt/arg_groups/serving_hook.py, handle_missing_default_values).
+        "--speculative-draft-model-quantization", "unquant",
         "--speculative-num-steps", str(settings.max_steps),
         "--speculative-eagle-topk", "1",
         "--speculative-num-draft-tokens", str(settings.max_steps + 1),
@@ -99,12 +107,36 @@ def command(settings: SglangSettings) -> tuple[tuple[str, ...], dict[str, str]]:
     base.setdefault("OMP_NUM_THREADS", str(settings.cpu_threads))
     base.setdefault("HF_HUB_OFFLINE", "1")  # the target and the draft are local folders
     completed = launch(arguments, base, settings.device)
+    limit = _running_limit(completed)
     environment = dict(completed.environment)
     environment[ENGINE_DIR] = str(settings.run_dir)
     allowed = environment.get("SGLANG_PLUGINS", "")
     if allowed and "tide" not in allowed.split(","):
         environment["SGLANG_PLUGINS"] = f"{allowed},tide"
-    return completed.arguments, environment
+    return (*completed.arguments, *limit), environment
+
+
+def _running_limit(started: Launch) -> tuple[str, ...]:
+    """`--max-running-requests` as plain SGLang would have it on a GPU, when the operator does not set it.
+
+    With a draft SGLang allows 48 requests at a time (srt/arg_groups/speculative_hook.py, _handle_eagle_family), which
+    would slow a busy server from its first day on, long before a draft is trained. Without one it allows 2048 to 4096,
+    by the size of the KV cache (srt/mem_cache/kv_cache_configurator.py, resolve_max_num_reqs), so 2048 takes no more
+    slots than plain SGLang would; where the cache holds fewer it lowers either number by the same rule. What does grow
+    are graphs and logits: they are captured for batches up to SGLang's own limit for the card, not up to 48, for each
+    number of steps. `--cuda-graph-max-bs-decode` bounds that.
+
+    Left alone on a CPU, where nobody runs that many, and without a prefix cache: there SGLang reserves sliding-window
+    and mamba states for as many requests as are allowed (srt/model_executor/pool_configurator.py,
+    SWARequestCapPoolConfigurator; kv_cache_configurator.py, _handle_max_mamba_cache).
+    """
+    if value_of("--max-running-requests", started.arguments) is not None or started.device == "cpu":
+        return ()
+    if "--disable-radix-cache" in started.arguments:
+        log.warning("max_running_requests", allowed=48, reason="--disable-radix-cache; set --max-running-requests")
+        return ()
+    log.info("max_running_requests", allowed=_PLAIN_RUNNING, reason="as without a draft; set --max-running-requests")
+    return ("--max-running-requests", str(_PLAIN_RUNNING))
 
 
 def check_port(host: str, port: int) -> None:
