@@ -3,6 +3,8 @@
 import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tide_daemon.engine.sglang import ranks
+from tide_daemon.engine.sglang.commands import Commands
 from tide_daemon.engine.sglang.merge import merge_steps, parse_steps
 from tide_daemon.engine.sglang.settings import PluginSettings, read_settings, write_settings
 from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, check_port, command, prepare
@@ -203,6 +206,19 @@ def test_rank_commands_round_trip() -> None:
     assert not ranks.is_ours({"pp_max_micro_batch_size": 1})
 
 
+def test_one_rank_of_several_does_not_change_its_steps_alone() -> None:
+    """The ranks' collectives would no longer match."""
+    runtime: Any = SimpleNamespace(
+        enabled=lambda feature: True, facts=SimpleNamespace(tp_size=2), steps=Steps([0, 1, 2])
+    )
+    with pytest.raises(EngineError, match="tensor parallelism"):
+        Commands(runtime).set_steps({"table": [[1, 2]]})
+    assert runtime.steps.table == ()
+    runtime.facts.tp_size = 1
+    Commands(runtime).set_steps({"table": [[1, 2]]})
+    assert runtime.steps.table == ((1, 2),)
+
+
 def test_plugin_settings_round_trip(tmp_path: Path) -> None:
     assert read_settings(tmp_path) == PluginSettings()
     made = PluginSettings(topk=3, sample_rate=0.5, collect=False)
@@ -313,11 +329,29 @@ def test_the_draft_is_not_quantised_with_the_target(tmp_path: Path, model_dir: P
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--port", "1"), ("--speculative-num-steps=3",), ("--enable-dp-attention",), ("--model-path", "x")]
+    "arguments",
+    [
+        "--port 1",
+        "--speculative-num-steps=3",
+        "--model-path x",
+        "--enable-dp-attention",
+        "--tp 4 --attn-dp-size 4",
+        "--attention-data-parallel-size=4",
+        "--enable-lora",
+        "--lora-paths a=b",
+        "--enable-hisparse",
+        "--pp-size=2",
+        "--nnodes 2 --node-rank 0",
+        "--nnodes=2",
+    ],
 )
-def test_arguments_that_are_ours_or_cannot_work(arguments: tuple[str, ...]) -> None:
+def test_arguments_that_are_ours_or_cannot_work(arguments: str) -> None:
     with pytest.raises(ConfigError):
-        check_arguments(arguments)
+        check_arguments(arguments.split())
+
+
+def test_arguments_that_work() -> None:
+    check_arguments(["--tp", "4", "--dp-size", "2", "--attn-dp-size", "1", "--nnodes=1", "--pp-size", "1"])
 
 
 def test_a_taken_port_is_told_and_a_closing_connection_is_no_obstacle() -> None:

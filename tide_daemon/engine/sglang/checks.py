@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from sglang.srt.environ import envs
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_spec
 from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_utils import get_draft_recurrent_hidden_state_spec
 from torch import Tensor
@@ -58,8 +58,12 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
     parallel = get_parallel()
     if parallel.pp_size != 1:
         raise EngineError("pipeline parallelism is not supported")
-    if scheduler.server_args.enable_dp_attention:
-        raise EngineError("--enable-dp-attention is not supported: SGLang has no adaptive steps with it")
+    # As it is in force: --enable-dp-attention is an old name that SGLang has cleared by now (srt/arg_groups/
+    # parallel_hook.py, handle_deprecated_dp_attention).
+    if parallel.attn_dp_enabled:
+        raise EngineError("attention data parallelism (--attn-dp-size) is not supported: no adaptive steps with it")
+    if parallel.nnodes != 1:
+        raise EngineError(f"--nnodes {parallel.nnodes} is not supported: ranks on other nodes would get no draft")
     if scheduler.disaggregation_mode.name != "NULL":
         raise EngineError("prefill/decode disaggregation is not supported: its results take another way")
     target = worker.target_worker.model_runner
@@ -74,6 +78,11 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
         raise EngineError(f"the draft names aux layers {named}, the target captures the outputs of {list(layers)}")
     hidden = int(target.model_config.hidden_size)
     controller = worker.adaptive_controller
+    if controller is None and get_spec().speculative_adaptive_config:
+        # Asked for, as always in launch mode, and dropped (srt/arg_groups/speculative_hook.py, _maybe_disable_adaptive)
+        raise EngineError(
+            "SGLang has switched --speculative-adaptive off; its log says why (speculative_adaptive disabled)"
+        )
     hot = worker._draft_worker.hot_token_id
     return Facts(
         device=str(worker.device).split(":")[0],

@@ -20,6 +20,24 @@ _STEPS_FILE = "steps.json"
 _PLACEHOLDER = "placeholder"
 _PLAIN_RUNNING = 2048
 
+_NOT_ADAPTIVE = (
+    "--enable-dp-attention", "--enable-two-batch-overlap", "--enable-pdmux", "--enable-multi-layer-eagle",
+    "--enable-lora", "--lora-paths", "--enable-hisparse",
+)  # fmt: skip
+"""Flags with which SGLang drops `--speculative-adaptive` (srt/speculative/adaptive_spec_params.py,
+adaptive_unsupported_reason) or does not start (srt/arg_groups/lora_hook.py, hisparse_hook.py)."""
+
+_ONE_ONLY = {
+    "--attn-dp-size": "SGLang has no adaptive draft steps with attention data parallelism",
+    "--attention-data-parallel-size": "SGLang has no adaptive draft steps with attention data parallelism",
+    # srt/arg_groups/validation_hook.py; with SGLANG_ENABLE_PP_SPEC too, which is for EAGLE without adaptive steps.
+    "--pp-size": "SGLang has no EAGLE3 drafts with pipeline parallelism",
+    "--pipeline-parallel-size": "SGLang has no EAGLE3 drafts with pipeline parallelism",
+    "--nnodes": "ranks on other nodes are out of this daemon's reach and would get neither steps nor drafts; run one "
+    "SGLang and one role server on each node",
+}
+"""Sizes that must stay 1, and why."""
+
 
 @dataclass(frozen=True, slots=True)
 class SglangSettings:
@@ -165,6 +183,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"server.arguments: {', '.join(clash)} belong to tide-daemon; use server.model_path, host, port and [draft]"
         )
-    unable = {"--enable-dp-attention", "--enable-two-batch-overlap", "--enable-pdmux"} & set(arguments)
+    unable = [flag for flag in _NOT_ADAPTIVE if value_of(flag, arguments) is not None]
     if unable:
-        raise ConfigError(f"server.arguments: SGLang has no adaptive draft steps with {', '.join(sorted(unable))}")
+        raise ConfigError(f"server.arguments: SGLang has no adaptive draft steps with {', '.join(unable)}")
+    for flag, reason in _ONE_ONLY.items():
+        size = value_of(flag, arguments)
+        if size not in (None, "1"):
+            raise ConfigError(f"server.arguments: {flag} {size}: {reason}")
