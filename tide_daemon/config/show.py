@@ -5,6 +5,7 @@ import re
 import textwrap
 from pathlib import Path
 
+from tide_daemon.api_keys import without_keys
 from tide_daemon.config.fields import Setting, Value, show_number
 from tide_daemon.config.load import Resolved
 from tide_daemon.config.sections import SECTION_CLASSES, SECTION_ROLES, all_settings
@@ -70,6 +71,8 @@ def _description(setting: Setting) -> str:
 def _without_secrets(setting: Setting, value: Value) -> str:
     if setting.rules.secret and value:
         return json.dumps(HIDDEN)
+    if setting.key == "server.arguments" and isinstance(value, tuple):
+        return to_toml(tuple(without_keys([str(word) for word in value])))
     if isinstance(value, str | Path):
         return re.sub(r"//[^/@\s]+@", f"//{HIDDEN}@", to_toml(value))
     return to_toml(value)

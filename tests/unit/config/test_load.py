@@ -150,6 +150,8 @@ def test_settings_without_effect_in_this_mode_warn() -> None:
     """A mode that ignores a setting is named."""
     result = load(ROLES, None, URL, ["server.mode=modelled", "server.arguments=--x", "bus.embedded_port=1"])
     assert [warning.split(" ")[0] for warning in result.warnings] == ["bus.embedded_port", "server.arguments"]
+    words = ["server.mode=attach", "server.arguments=--api-key k3y"]
+    assert load(("server",), None, URL, [*words, "server.model_path=/x"]).warnings == ()
 
 
 def test_only_all_roles_need_no_broker() -> None:
@@ -180,6 +182,9 @@ def test_secrets_are_never_shown() -> None:
         ("controller",), None, {"TIDE_BUS_URL": f"nats://user:{token}@127.0.0.1:1", "TIDE_STATUS_TOKEN": token}
     )
     assert token not in show.resolved(result)
+    keys = ["server.model_path=/x", "server.arguments=--api-key k3y --admin-api-key=k4y --tp 2"]
+    text = show.resolved(load(("server",), None, URL, keys))
+    assert "k3y" not in text and "k4y" not in text and '"--tp", "2"' in text
     short = problems(("controller",), None, {**URL, "TIDE_STATUS_TOKEN": "s3cret"})
     assert "s3cret" not in short and "16 to 256 printable characters" in short
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tide_daemon.api_keys import without_keys
 from tide_daemon.engine.sglang import ranks
 from tide_daemon.engine.sglang.commands import Commands
 from tide_daemon.engine.sglang.merge import merge_steps, parse_steps
 from tide_daemon.engine.sglang.settings import PluginSettings, read_settings, write_settings
-from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, check_port, command, prepare
+from tide_daemon.engine.sglang.start import SglangSettings, admin_key, check_arguments, check_port, command, prepare
 from tide_daemon.engine.sglang.steps import Steps
 from tide_daemon.engine.sglang.target import default_aux_layers, target_spec
 from tide_daemon.engine.sglang.timing import Step, StepRecorder, StepTimes
@@ -204,6 +207,27 @@ def test_rank_commands_round_trip() -> None:
     assert ranks.table_of(ranks.steps_args([])) == []
     assert ranks.table_of(ranks.swap_args(3)) is None
     assert not ranks.is_ours({"pp_max_micro_batch_size": 1})
+
+
+async def test_ranks_are_told_with_the_key_that_the_engine_asks_for() -> None:
+    """As SGLang's srt/utils/auth.py decides for /set_internal_state: the admin's key, else everybody's."""
+    seen: list[str | None] = []
+
+    async def obey(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.json_response([True, True])
+
+    app = web.Application()
+    app.router.add_post("/set_internal_state", obey)
+    async with TestServer(app) as server:
+        for arguments in ([], ["--api-key", "a"], ["--api-key", "a", "--admin-api-key=b"]):
+            await ranks.tell_every_rank(str(server.make_url("")).rstrip("/"), {}, 5.0, admin_key(arguments))
+    assert seen == [None, "Bearer a", "Bearer b"]
+
+
+def test_keys_are_not_shown() -> None:
+    words = ["--tp", "2", "--api-key", "a", "--admin-api-key=b", "--api-key"]
+    assert without_keys(words) == ["--tp", "2", "--api-key", "***", "--admin-api-key=***", "--api-key"]
 
 
 def test_one_rank_of_several_does_not_change_its_steps_alone() -> None:

@@ -18,12 +18,20 @@ from pathlib import Path
 import aiohttp
 import structlog
 
+from tide_daemon.api_keys import without_keys
 from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
 from tide_daemon.engine.ring import remove_stale_rings
 from tide_daemon.engine.sglang.link import DOWN, EngineLink
 from tide_daemon.engine.sglang.process import EngineProcess, digest_of, last_log_lines, trim_log
 from tide_daemon.engine.sglang.settings import ring_prefix
-from tide_daemon.engine.sglang.start import SglangSettings, check_arguments, check_port, command, prepare
+from tide_daemon.engine.sglang.start import (
+    SglangSettings,
+    admin_key,
+    check_arguments,
+    check_port,
+    command,
+    prepare,
+)
 from tide_daemon.engine.sglang.target import default_aux_layers, read_config, target_spec
 from tide_daemon.errors import EngineError, TideError
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
@@ -57,6 +65,7 @@ class SglangEngine:
             chunk_bytes=settings.chunk_bytes,
             chunk_max_age_s=settings.chunk_max_age_s,
             command_timeout_s=settings.command_timeout_s,
+            key=admin_key(settings.arguments),
         )
         self._process: EngineProcess | None = None
         self._task: asyncio.Task[None] | None = None
@@ -176,7 +185,7 @@ class SglangEngine:
         await asyncio.to_thread(check_port, self._settings.host, self._settings.port)
         self._starts += 1
         process = EngineProcess.spawn(arguments, environment, run_dir)
-        log.info("engine_started", pid=process.pid, starts=self._starts, arguments=list(arguments))
+        log.info("engine_started", pid=process.pid, starts=self._starts, arguments=without_keys(arguments))
         return process
 
     async def _until_ready(self, process: EngineProcess) -> None:

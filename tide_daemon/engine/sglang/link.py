@@ -65,9 +65,12 @@ class EngineLink:
         chunk_bytes: int,
         chunk_max_age_s: float,
         command_timeout_s: float,
+        key: str = "",
     ) -> None:
+        """`key` is the API key that the engine asks of its administrator, "" for none."""
         self._run_dir = run_dir
         self._url = url
+        self._key = key
         self._target = target
         self._node = node
         self._codec = codec
@@ -300,7 +303,7 @@ class EngineLink:
         for answer in await self._all("stats", _PROBE_TIMEOUT_S):
             if not (answer["features"]["steps"] and answer["features"]["swap"]):
                 raise EngineRefusedError(f"a tensor-parallel rank cannot change steps or draft: {answer['problems']}")
-        await tell_every_rank(self._url, args, self._command_timeout_s)
+        await tell_every_rank(self._url, args, self._command_timeout_s, self._key)
 
     async def _all(
         self, command: str, timeout_s: float, *, rings_only: bool = False, **args: Any

@@ -42,16 +42,20 @@ def table_of(args: Mapping[str, float]) -> list[tuple[int, int]] | None:
     return sorted((int(name.removeprefix(prefix)), int(args[name])) for name in args if name.startswith(prefix))
 
 
-async def tell_every_rank(url: str, args: Mapping[str, int], timeout_s: float) -> None:
+async def tell_every_rank(url: str, args: Mapping[str, int], timeout_s: float, key: str = "") -> None:
     """Send arguments to all ranks of the engine at `url`.
+
+    Args:
+        key: the engine's API key for such requests, "" for none; see start.py, admin_key.
 
     Raises:
         EngineError: no answer, or a rank refused.
     """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
             session.post(f"{url}/set_internal_state", json={"server_args": dict(args)}) as response,
         ):
             updated = await response.json() if response.status == 200 else response.status

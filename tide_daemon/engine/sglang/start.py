@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from tide_daemon.api_keys import KEY_FLAGS
 from tide_daemon.engine.sglang.launch_env import Launch, launch, value_of
 from tide_daemon.engine.sglang.settings import ENGINE_DIR, PluginSettings, write_settings
 from tide_daemon.engine.sglang.target import prepare_placeholder
@@ -155,6 +156,14 @@ def _running_limit(started: Launch) -> tuple[str, ...]:
         return ()
     log.info("max_running_requests", allowed=_PLAIN_RUNNING, reason="as without a draft; set --max-running-requests")
     return ("--max-running-requests", str(_PLAIN_RUNNING))
+
+
+def admin_key(arguments: Sequence[str]) -> str:
+    """The key that SGLang asks of /set_internal_state, "" for none: the admin's if there is one, else everybody's.
+
+    Source: srt/utils/auth.py, decide_request_auth, ADMIN_OPTIONAL.
+    """
+    return next((key for flag in KEY_FLAGS if (key := value_of(flag, arguments))), "")
 
 
 def check_port(host: str, port: int) -> None:
