@@ -3,9 +3,9 @@
     tide-daemon doctor --role server --config /etc/tide-daemon/config.toml
     tide-daemon doctor --role trainer --config tide.toml --quick --json
 
-Packages and SGLang's hooks, the target's layers and vocabulary, cached drafts, disk, shared memory, permissions,
-ports, and the broker: reachable with this node's key, set up, message size, clock. Nothing is changed, and no daemon
-needs to run; ports of one that does are told as taken. --quick leaves out what imports torch or SGLang.
+Packages, SGLang's arguments and hooks, the target's layers and vocabulary, cached drafts, disk, shared memory,
+permissions, ports, and the broker: reachable with this node's key, set up, message size, clock. Nothing is changed, and
+no daemon needs to run; ports of one that does are told as taken. --quick leaves out what imports torch or SGLang.
 Exit code 1 if anything failed; warnings do not count.
 """
 

@@ -107,6 +107,15 @@ def test_layers_and_vocabulary(node: Node, tmp_path: Path) -> None:
     assert code == ExitCode.FAILED and found["target"][0] == "failed"
 
 
+def test_arguments_that_drafts_cannot_have(node: Node) -> None:
+    """Said before SGLang is started with them."""
+    _, found = node.look(server__mode="launch", server__arguments="--tp 2")
+    assert found["arguments"][0] == "ok"
+    for words in ("--nnodes=2", "--dtype half"):
+        code, found = node.look(server__mode="launch", server__arguments=words)
+        assert code == ExitCode.FAILED and found["arguments"][0] == "failed"
+
+
 def test_a_broker_that_is_not_set_up(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path, capsys: Output
 ) -> None:

@@ -18,7 +18,15 @@ from tide_daemon.engine.sglang import ranks
 from tide_daemon.engine.sglang.commands import Commands
 from tide_daemon.engine.sglang.merge import merge_steps, parse_steps
 from tide_daemon.engine.sglang.settings import PluginSettings, read_settings, write_settings
-from tide_daemon.engine.sglang.start import SglangSettings, admin_key, check_arguments, check_port, command, prepare
+from tide_daemon.engine.sglang.start import (
+    SglangSettings,
+    admin_key,
+    check_arguments,
+    check_dtype,
+    check_port,
+    command,
+    prepare,
+)
 from tide_daemon.engine.sglang.steps import Steps
 from tide_daemon.engine.sglang.target import default_aux_layers, target_spec
 from tide_daemon.engine.sglang.timing import Step, StepRecorder, StepTimes
@@ -376,6 +384,31 @@ def test_arguments_that_are_ours_or_cannot_work(arguments: str) -> None:
 
 def test_arguments_that_work() -> None:
     check_arguments(["--tp", "4", "--dp-size", "2", "--attn-dp-size", "1", "--nnodes=1", "--pp-size", "1"])
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "refused"),
+    [
+        ({"torch_dtype": "bfloat16"}, "", False),
+        ({"torch_dtype": "bfloat16"}, "--dtype half", True),
+        ({"torch_dtype": "bfloat16"}, "--dtype=float16", True),
+        ({"dtype": "float16"}, "--dtype auto", True),
+        ({"dtype": "float16"}, "--dtype bfloat16", False),
+        ({"dtype": "float32"}, "", True),
+        ({"dtype": "float32", "model_type": "gemma3_text"}, "", False),
+        ({"dtype": "float32"}, "--dtype float32", False),
+        ({"dtype": "float16", "text_config": {"hidden_size": 8}}, "", True),
+        ({}, "", False),
+    ],
+)
+def test_a_target_in_float16_is_refused(tmp_path: Path, config: dict[str, Any], arguments: str, refused: bool) -> None:
+    """By --dtype, and by what SGLang makes of the type that config.json names."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if refused:
+        with pytest.raises(ConfigError, match="--dtype bfloat16"):
+            check_dtype(tmp_path, arguments.split(), "gpu")
+    else:
+        check_dtype(tmp_path, arguments.split(), "gpu")
 
 
 def test_a_taken_port_is_told_and_a_closing_connection_is_no_obstacle() -> None:

@@ -76,6 +76,11 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
     named = eagle.get("eagle_aux_hidden_state_layer_ids")
     if named is None or tuple(named) != layers:
         raise EngineError(f"the draft names aux layers {named}, the target captures the outputs of {list(layers)}")
+    dtype = str(target.model_config.dtype).removeprefix("torch.")
+    if dtype == "float16":
+        raise EngineError(
+            "the target runs in float16, which drafts cannot; start SGLang with --dtype bfloat16 or float32"
+        )
     hidden = int(target.model_config.hidden_size)
     controller = worker.adaptive_controller
     if controller is None and get_spec().speculative_adaptive_config:
@@ -90,7 +95,7 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
         tp_rank=int(parallel.tp_rank),
         dp_rank=int(parallel.dp_rank or 0),
         model_path=str(target.model_config.model_path),
-        dtype=str(target.model_config.dtype).removeprefix("torch."),
+        dtype=dtype,
         aux_layer_ids=layers,
         hidden_size=hidden,
         aux_width=hidden * len(layers),

@@ -34,7 +34,7 @@ def draft_parameters(model: Any) -> dict[str, Any]:
     """The draft's own parameters by name; the embedding is the target's.
 
     Raises:
-        EngineError: other ones than EAGLE-3's, or of a type that is no float.
+        EngineError: other ones than EAGLE-3's, or of a type that does not hold every bfloat16.
     """
     params = {n: p for n, p in model.named_parameters() if n != "model.embed_tokens.weight"}
     wanted = {
@@ -45,9 +45,11 @@ def draft_parameters(model: Any) -> dict[str, Any]:
     }  # fmt: skip
     if set(params) != wanted:
         raise EngineError(f"the draft's parameters differ from EAGLE-3's: {sorted(set(params) ^ wanted)[:6]}")
-    odd = [n for n, p in params.items() if p.dtype not in (torch.bfloat16, torch.float32, torch.float16)]
+    odd = {n: p.dtype for n, p in params.items() if p.dtype not in (torch.bfloat16, torch.float32)}
     if odd:
-        raise EngineError(f"quantised draft parameters cannot be swapped: {odd[:4]}")
+        raise EngineError(
+            f"draft parameters that are neither bfloat16 nor float32 cannot be swapped: {list(odd.items())[:4]}"
+        )
     return params
 
 

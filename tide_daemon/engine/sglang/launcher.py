@@ -28,6 +28,7 @@ from tide_daemon.engine.sglang.start import (
     SglangSettings,
     admin_key,
     check_arguments,
+    check_dtype,
     check_port,
     command,
     prepare,
@@ -56,6 +57,8 @@ class SglangEngine:
         )
         self._target = target_spec(settings.model_path, settings.model, self._layers)
         check_arguments(settings.arguments)
+        if not settings.attach:
+            check_dtype(settings.model_path, settings.arguments, settings.device)
         self._link = EngineLink(
             settings.run_dir,
             f"http://{settings.host}:{settings.port}",

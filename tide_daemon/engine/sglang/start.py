@@ -12,7 +12,7 @@ import structlog
 from tide_daemon.api_keys import KEY_FLAGS
 from tide_daemon.engine.sglang.launch_env import Launch, launch, value_of
 from tide_daemon.engine.sglang.settings import ENGINE_DIR, PluginSettings, write_settings
-from tide_daemon.engine.sglang.target import prepare_placeholder
+from tide_daemon.engine.sglang.target import prepare_placeholder, runs_in_float16
 from tide_daemon.errors import ConfigError, EngineError
 
 log = structlog.get_logger()
@@ -199,3 +199,17 @@ def check_arguments(arguments: Sequence[str]) -> None:
         size = value_of(flag, arguments)
         if size not in (None, "1"):
             raise ConfigError(f"server.arguments: {flag} {size}: {reason}")
+
+
+def check_dtype(model_path: Path, arguments: Sequence[str], device: str) -> None:
+    """Raises ConfigError for a target that SGLang would run in float16, as far as its config.json tells.
+
+    Drafts are bfloat16, which float16 does not hold exactly: a draft in float16 never reads back as what was sent.
+    With `--dtype auto` SGLang takes the draft's type from the draft, so that bfloat16 weights would meet float16
+    states.
+    """
+    if runs_in_float16(model_path, value_of("--dtype", launch(arguments, {}, device).arguments)):
+        raise ConfigError(
+            "server.arguments: the target would run in float16, which drafts cannot; add --dtype bfloat16, or "
+            "--dtype float32 on a device without bfloat16"
+        )

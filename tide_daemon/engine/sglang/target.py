@@ -32,6 +32,31 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such folder, or no config.json that is an object.
     """
+    config = _whole_config(model_dir)
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def runs_in_float16(model_dir: Path, dtype: str | None) -> bool:
+    """Whether SGLang would run this target in float16.
+
+    False where config.json does not say its type: the plug-in looks at what is in force (checks.py).
+
+    Args:
+        dtype: the value of `--dtype`, None when it is not given.
+
+    Raises:
+        ConfigError: config.json cannot be read.
+    """
+    if dtype not in (None, "auto"):
+        return dtype in ("half", "float16")
+    # As srt/configs/model_config.py, _get_and_verify_dtype: what is stored as float32 runs in float16, but for Gemma.
+    whole, text = _whole_config(model_dir), read_config(model_dir)
+    stored = next((part[key] for part in (text, whole) for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    return stored == "float16" or (stored == "float32" and not str(text.get("model_type", "")).startswith("gemma"))
+
+
+def _whole_config(model_dir: Path) -> dict[str, Any]:
     try:
         config = json.loads((model_dir / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
@@ -40,8 +65,7 @@ def read_config(model_dir: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise ConfigError(f"{model_dir / CONFIG_FILE} is not an object")
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else config
+    return config
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

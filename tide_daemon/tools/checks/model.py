@@ -22,6 +22,8 @@ def check_model(config: Config, roles: Sequence[str], *, quick: bool) -> list[Fi
     if path is not None:
         described, layers = _target(config, path, roles)
         found += described
+    if "server" in roles and config.server.mode == "launch" and config.server.model_path is not None:
+        found.append(_arguments(config, config.server.model_path))
     if quick:
         return found
     if "server" in roles and config.server.mode == "launch":
@@ -58,6 +60,19 @@ def _target(config: Config, path: Path, roles: Sequence[str]) -> tuple[list[Find
     else:
         found.append(Finding("vocabulary", OK, f"the draft proposes {config.draft.vocab_size} of {vocab_size} tokens"))
     return found, layers
+
+
+def _arguments(config: Config, model_path: Path) -> Finding:
+    """Whether drafts can work with SGLang's arguments."""
+    from tide_daemon.engine.sglang.start import check_arguments, check_dtype
+
+    server = config.server
+    try:
+        check_arguments(server.arguments)
+        check_dtype(model_path, server.arguments, server.device)
+    except ConfigError as error:
+        return Finding("arguments", FAILED, str(error), "change server.arguments")
+    return Finding("arguments", OK, f"{len(server.arguments)} words of server.arguments, none in the way of drafts")
 
 
 def _hooks(config: Config) -> Finding:

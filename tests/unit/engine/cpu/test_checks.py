@@ -52,7 +52,12 @@ def test_without_adaptive_steps_only_where_nobody_asked_for_them(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"), [({"attn_dp_enabled": True}, "--attn-dp-size"), ({"nnodes": 2}, "--nnodes 2")]
+    ("changed", "words"),
+    [
+        ({"attn_dp_enabled": True}, "--attn-dp-size"),
+        ({"nnodes": 2}, "--nnodes 2"),
+        ({"dtype": "torch.float16"}, "--dtype bfloat16"),
+    ],
 )
 def test_engines_that_are_refused(monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], words: str) -> None:
     with pytest.raises(EngineError, match=words):
