@@ -27,7 +27,8 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, prepare_server_args
 
-from tide_daemon.engine.sglang.cpu import sampling, speed
+from tide_daemon.engine.sglang import sampling
+from tide_daemon.engine.sglang.cpu import speed
 from tide_daemon.engine.sglang.launch_env import launch
 
 NUM_DRAFTS = 3

@@ -12,8 +12,8 @@ from typing import Any, Final
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from tide_daemon.engine.sglang import ranks
-from tide_daemon.engine.sglang.cpu import sampling, speed
+from tide_daemon.engine.sglang import ranks, sampling
+from tide_daemon.engine.sglang.cpu import speed
 from tide_daemon.engine.sglang.runtime import Runtime
 
 _SPECULATIVE = "sglang.srt.speculative"
@@ -24,7 +24,7 @@ _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 
 _runtime: Runtime | None = None
 _directory: Path | None = None
-_cpu_targets: list[str] = []
+_device_targets: list[str] = []
 
 
 def register(directory: Path) -> None:
@@ -33,12 +33,12 @@ def register(directory: Path) -> None:
     _directory = directory
     for target, hook in TARGETS.items():
         HookRegistry.register(target, hook, HookType.AROUND)
-    _cpu_targets[:] = [*speed.register(HookRegistry), *sampling.register(HookRegistry)]
+    _device_targets[:] = [*speed.register(HookRegistry), *sampling.register(HookRegistry)]
 
 
 def missing_hooks() -> list[str]:
     """Targets whose hook did not take."""
-    return [target for target in (*TARGETS, *_cpu_targets) if target not in HookRegistry._patched]
+    return [target for target in (*TARGETS, *_device_targets) if target not in HookRegistry._patched]
 
 
 def _guarded(feature: str, part: Callable[..., Any], *args: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tide_daemon.engine.sglang.cpu import sampling
+from tests.unit.trainer.pretend_device import DEVICE, PretendDevice
+from tide_daemon.engine.sglang import sampling
 
 VOCAB = 5
 NUM_REQUESTS = 4000
@@ -207,6 +208,35 @@ def test_a_chain_stops_drawing_behind_a_mismatch() -> None:
     candidates = torch.tensor([[0, 2, 2], [0, 1, 2]])
     choices = sampling.draw(logits, torch.arange(6), info(2), candidates, chain=True)
     assert choices.tolist() == [[2, 2, 2], [2, -1, -1]]
+
+
+@pytest.mark.parametrize("chain", [True, False])
+@pytest.mark.parametrize("filtered", [True, False])
+def test_draws_on_the_device_of_the_logits(chain: bool, filtered: bool) -> None:
+    """As on ROCm: nothing is forgotten on the host, and every node is drawn rather than the host waited for."""
+    certain = torch.tensor([[2, 0, 1], [4, 3, 0]])
+    logits = torch.full((6, VOCAB), -100.0).scatter(1, certain.view(-1, 1), 100.0)
+    given = info(2, max_top_k=3 if filtered else None, need_top_k_sampling=filtered, need_top_p_sampling=filtered)
+    with PretendDevice():
+        for name, value in vars(given).items():
+            setattr(given, name, value.to(DEVICE) if isinstance(value, torch.Tensor) else value)
+        candidates = torch.tensor([[0, 2, 0], [0, 1, 1]]).to(DEVICE)
+        choices = sampling.draw(logits.to(DEVICE), torch.arange(6, device=DEVICE), given, candidates, chain=chain)
+        assert choices.device == DEVICE and choices.dtype == torch.int64
+        assert choices.cpu().tolist() == certain.tolist()
+
+
+@pytest.mark.parametrize(("cpu", "hip", "hooked"), [(True, False, 2), (False, True, 2), (False, False, 0)])
+def test_hooked_where_sglang_verifies_greedily(
+    monkeypatch: pytest.MonkeyPatch, cpu: bool, hip: bool, hooked: int
+) -> None:
+    import sglang.srt.utils as utils
+
+    monkeypatch.setattr(utils, "is_cpu", lambda: cpu)
+    monkeypatch.setattr(utils, "is_hip", lambda: hip)
+    targets: list[str] = []
+    assert sampling.register(SimpleNamespace(register=lambda target, *_: targets.append(target))) == targets
+    assert len(targets) == hooked
 
 
 def test_hooks_draw_only_inside_a_sampled_verification() -> None:

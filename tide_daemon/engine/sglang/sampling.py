@@ -1,7 +1,9 @@
-"""True sampling in verification on a CPU, where SGLang 0.5.23 verifies greedily whatever the temperature.
+"""True sampling in verification on a CPU and on ROCm, where SGLang 0.5.23 verifies greedily whatever the temperature.
 
-SGLang has sampling kernels for verification on CUDA alone (speculative/eagle_utils.py, _verify_uses_greedy): on a CPU
-a request at temperature 1 would get the target's argmax as soon as speculation is on, with 0 draft steps too.
+SGLang has sampling kernels for verification on CUDA alone (speculative/eagle_utils.py, _verify_uses_greedy): elsewhere
+a request at temperature 1 would get the target's argmax as soon as speculation is on, with 0 draft steps too
+(eagle_worker_v2.py, _build_trivial_verify_input). On ROCm it samples by rejection with other drafts, but not with
+EAGLE-3's reduced vocabulary (arg_groups/speculative_hook.py, _should_auto_enable_hip_rejection_sampling).
 
 The rule here: at each node of the draft tree that the walk reaches, draw one token from the target's own distribution
 there (temperature, top-k, top-p, min-p, as SGLang's sampler does without speculation); follow the child that equals it,
@@ -14,6 +16,9 @@ What applies in verification, as on a GPU: logit bias, penalties (as of the last
 added to the logits by SGLang before; top-k, top-p and temperature here. Unlike on a GPU min-p applies too, and seeds
 (deterministic inference) give the same tokens as without speculation. Custom logit processors do not apply: SGLang does
 not run them in verification at all.
+
+Tensor-parallel ranks on ROCm draw each for themselves; SGLang then gives all of them rank 0's walk (eagle_sample). Not
+run on ROCm: read against SGLang's source, and tested on a pretended device.
 """
 
 import functools
@@ -44,7 +49,7 @@ _current: _Verification | None = None
 
 
 def register(registry: Any) -> list[str]:
-    """Register the hooks on a CPU run; on a GPU nothing.
+    """Register the hooks on a CPU and on ROCm; on CUDA nothing.
 
     Args:
         registry: SGLang's HookRegistry.
@@ -54,9 +59,9 @@ def register(registry: Any) -> list[str]:
         a temperature must not be served with speculation: they would be decoded greedily.
     """
     from sglang.srt.plugins.hook_registry import HookType
-    from sglang.srt.utils import is_cpu
+    from sglang.srt.utils import is_cpu, is_hip
 
-    if not is_cpu():
+    if not (is_cpu() or is_hip()):
         return []
     registry.register(_SAMPLE, _eagle_sample, HookType.AROUND)
     registry.register(_WALK, _walk, HookType.AROUND)
@@ -76,7 +81,8 @@ def _eagle_sample(
 ) -> Any:
     """Keep what the walk needs; SGLang adds penalties, bias and grammar masks to these logits in place first."""
     global _current
-    _use_quick_argmax()
+    if logits_output.next_token_logits.device.type == "cpu":
+        _use_quick_argmax()
     if batch.forward_mode.is_idle() or batch.sampling_info.is_all_greedy:
         return original(verify_input, batch, logits_output, *args, **kwargs)
     _current = _Verification(logits_output.next_token_logits, verify_input.positions, batch.sampling_info)
@@ -103,22 +109,25 @@ def draw(logits: Tensor, positions: Tensor, sampling: Any, candidates: Tensor, *
         positions: [B * N], sequence position of each node's token.
         sampling: SGLang's SamplingBatchInfo of the B requests.
         candidates: [B, N], token of each node; for a chain node i + 1 is the child of node i.
-        chain: draw a node only where all drafts before it were drawn too; sampling 49152 logits costs milliseconds.
+        chain: one node of each request at a time, so that a GPU needs room for B rows of probabilities. On a CPU, where
+            sampling 49152 logits costs milliseconds, only where all drafts before were drawn too; a GPU would have to
+            wait for the host at each node to know where that is.
 
     Returns:
-        [B, N] int64; -1 where a chain's walk cannot get.
+        [B, N] int64 on the logits' device; on a CPU -1 where a chain's walk cannot get.
     """
     num_requests, num_nodes = candidates.shape
-    drawn = torch.full((num_requests, num_nodes), -1, dtype=torch.int64)
+    device = logits.device
+    requests = torch.arange(num_requests, device=device)
     if not chain:
-        requests = torch.arange(num_requests).repeat_interleave(num_nodes)
-        return sample(logits, positions, sampling, requests).view(num_requests, num_nodes)
-    requests = torch.arange(num_requests)
+        every = requests.repeat_interleave(num_nodes)
+        return sample(logits, positions, sampling, every).view(num_requests, num_nodes)
+    drawn = torch.full((num_requests, num_nodes), -1, dtype=torch.int64, device=device)
     for node in range(num_nodes):
         rows = requests * num_nodes + node
         tokens = sample(logits[rows], positions[rows], sampling, requests)
         drawn[requests, node] = tokens
-        if node + 1 < num_nodes:
+        if device.type == "cpu" and node + 1 < num_nodes:
             requests = requests[candidates[requests, node + 1] == tokens]
             if requests.numel() == 0:
                 break
