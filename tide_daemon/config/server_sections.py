@@ -118,7 +118,11 @@ class ServerConfig:
         True,
         "Put the target's embedding, final norm, head and last layer on the bus once, for trainers without its files.",
     )
-    arguments: tuple[str, ...] = setting((), "Further arguments for sglang.launch_server, as on its command line.")
+    arguments: tuple[str, ...] = setting(
+        (),
+        "Further arguments for sglang.launch_server, as on its command line. With attach only its --admin-api-key or "
+        "--api-key is read.",
+    )
     host: str = setting("127.0.0.1", "Where SGLang serves its OpenAI endpoint.")
     port: int = setting(30000, "Port of SGLang's endpoint.", minimum=1, maximum=65535)
     device: str = setting(
