@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tide_daemon.config.daemon_sections import NodeConfig
+from tide_daemon.config.daemon_sections import BusConfig, NodeConfig
 
 UNITS = Path(__file__).parents[3] / "systemd"
 ROLES = ("controller", "server", "trainer")
@@ -88,3 +88,25 @@ def test_the_drain_fits_the_stop_timeout() -> None:
     """Before its first beat of a drain a daemon has the unit's time, which covers the default deadline."""
     stop_s = re.search(r"^TimeoutStopSec=(\d+)$", (UNITS / "tide-daemon@.service").read_text(), re.M)
     assert stop_s is not None and int(stop_s[1]) > NodeConfig().drain_deadline_s + 10
+
+
+def seconds(name: str) -> int:
+    found = re.search(rf"^{name}=(\d+)$", (UNITS / "tide-daemon@.service").read_text(), re.M)
+    assert found is not None, name
+    return int(found[1])
+
+
+def test_a_broker_that_is_away_does_not_reach_the_start_limit() -> None:
+    """Each try takes the connection's time and the pause; one that ends within two seconds is given up."""
+    allowed_s = seconds("StartLimitIntervalSec") / seconds("StartLimitBurst")
+    assert seconds("RestartSec") + 2.0 < allowed_s
+    assert allowed_s < BusConfig().connect_timeout_s / 2
+
+
+def test_what_an_orphaned_engine_is_known_by_stays() -> None:
+    """Its record outlives the unit's end, and no unit of the same user removes its ring."""
+    server = (UNITS / "tide-daemon@server.service.d/10-gpu.conf").read_text()
+    assert re.search(r"^RuntimeDirectoryPreserve=yes$", server, re.M)
+    files = (path for path in UNITS.rglob("*") if path.suffix in (".service", ".conf"))
+    lines = [line for path in files for line in path.read_text().splitlines() if line.startswith("RemoveIPC=")]
+    assert lines == ["RemoveIPC=false"]
