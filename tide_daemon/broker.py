@@ -50,7 +50,9 @@ async def open_bus(resolved: Resolved) -> AsyncIterator[ReopeningBus]:
         log.info("private_broker_started", url=await server.start())
     try:
         settings = connect_settings(config, server.url if server else config.bus.url, resolved.roles)
-        prepare = _prepare if config.bus.manage_streams else JetStreamBus.verify
+        # Nobody else's configuration speaks against ours on a private server.
+        managed = functools.partial(_prepare, may_lower=server is not None)
+        prepare = managed if config.bus.manage_streams else JetStreamBus.verify
         first = None if "server" in resolved.roles else await _first(settings, topology, prepare)
         background = dataclasses.replace(settings, first_connect_s=min(_ATTEMPT_S, settings.first_connect_s))
         connect = functools.partial(JetStreamBus.connect, background, topology)
@@ -74,8 +76,11 @@ async def _first(
     return bus
 
 
-async def _prepare(bus: JetStreamBus) -> None:
-    for change in await bus.ensure():
+async def _prepare(bus: JetStreamBus, *, may_lower: bool) -> None:
+    def told(line: str) -> None:
+        log.warning("stream_limit_not_lowered", detail=line)
+
+    for change in await bus.ensure(may_lower=may_lower, told=told):
         log.info("topology_changed", change=change)
 
 

@@ -1,12 +1,15 @@
 """Creates the topology's streams and consumers on a JetStream server, or says how they differ.
 
 Three ways. `ensure`, at the start of a daemon that may: what is missing is made, limits (bytes, age, windows) are
-brought up to date, anything else that differs is somebody's decision, so it is named and left alone. `verify`, for a
+raised. A stream's limits are not lowered: the server would delete what is beyond them, and the next daemon may be
+configured for more. That is named; anything else that differs is somebody's decision and refused. `verify`, for a
 daemon whose user may only look (STREAM.INFO and CONSUMER.INFO): limits are not its business. `migrate`, for an
 operator (`tide-daemon admin init`): whatever the server lets be changed is changed; or, dry, only told.
 """
 
 import asyncio
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +28,24 @@ _STREAM_FIXED = {"name", "storage", "retention", "persist_mode"}
 _CONSUMER_FIXED = {"durable_name", "ack_policy", "deliver_policy"}
 
 
-async def ensure(connection: Connection, topology: Topology) -> list[str]:
-    """Create what is missing, update limits, and verify the rest; returns one line per change made.
+async def ensure(
+    connection: Connection,
+    topology: Topology,
+    *,
+    may_lower: bool = False,
+    told: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Create what is missing, raise limits, and verify the rest; returns one line per change made.
+
+    Args:
+        may_lower: lower a stream's limits as well.
+        told: called with a line for each limit that was not lowered.
 
     Raises:
         BusSetupError: one line per difference or refusal.
         BusUnavailableError: the server did not answer.
     """
-    return await _Pass(connection).over(topology)
+    return await _Pass(connection, may_lower=may_lower, told=told).over(topology)
 
 
 async def verify(connection: Connection, topology: Topology) -> None:
@@ -48,7 +61,7 @@ async def migrate(connection: Connection, topology: Topology, *, dry_run: bool) 
 
     Raises: as `ensure`; a difference that the server does not let be changed is one.
     """
-    return await _Pass(connection, may_migrate=True, dry_run=dry_run).over(topology)
+    return await _Pass(connection, may_migrate=True, may_lower=True, dry_run=dry_run).over(topology)
 
 
 def stream_config(spec: StreamSpec, persist_mode: bool) -> dict[str, Any]:
@@ -120,8 +133,10 @@ class _Pass:
     may_create: bool = True
     may_update: bool = True
     may_migrate: bool = False
+    may_lower: bool = False
     limits_matter: bool = True
     dry_run: bool = False
+    told: Callable[[str], None] = lambda line: None
     changes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -172,6 +187,8 @@ class _Pass:
         differing = {key for key, value in wanted.items() if _normal(key, config.get(key)) != _normal(key, value)}
         if not self.limits_matter:
             differing -= api.limits
+        elif not self.may_lower:
+            differing -= self._kept(what, wanted, config, differing & _STREAM_LIMITS)
         mine = (differing - api.fixed) if self.may_migrate else (differing & api.limits)
         for key in sorted(differing - mine):
             advice = "delete it by hand to have it made anew" if self.may_migrate else "run `tide-daemon admin init`"
@@ -179,7 +196,18 @@ class _Pass:
         if mine and mine == differing and self.may_update:
             named = ", ".join(f"{key} {config.get(key)} -> {wanted[key]}" for key in sorted(mine))
             # Keep whatever else an operator set on it.
-            await self._apply(f"{what}: set {named}", api.update, api.body({**config, **wanted}))
+            changed = {key: wanted[key] for key in mine}
+            await self._apply(f"{what}: set {named}", api.update, api.body({**config, **changed}))
+
+    def _kept(self, what: str, wanted: dict[str, Any], config: dict[str, Any], limits: set[str]) -> set[str]:
+        """Those of the limits that are higher than wanted, each told of."""
+        kept = {key for key in limits if _height(config.get(key)) > _height(wanted[key])}
+        for key in sorted(kept):
+            self.told(
+                f"{what}: {key} stays {config.get(key)}, configured is less: {wanted[key]}; "
+                "`tide-daemon admin init` lowers it, which deletes what is beyond"
+            )
+        return kept
 
     async def _apply(self, what: str, request: str, body: dict[str, Any]) -> None:
         if self.dry_run:
@@ -203,6 +231,11 @@ def _normal(key: str, value: Any) -> Any:
     if key in ("max_msgs_per_subject", "max_age"):
         return max(value or 0, 0)
     return value or 0
+
+
+def _height(limit: int | None) -> float:
+    """A limit to compare by: what is zero, negative or left out is unlimited."""
+    return limit if limit is not None and limit > 0 else math.inf
 
 
 def _supports_persist_mode(connection: Connection) -> bool:

@@ -5,7 +5,7 @@ tail.py, lease.py. Retries are not here, see outbox.py.
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import datetime
 from typing import Any
 
@@ -43,9 +43,9 @@ class JetStreamBus:
         """Raises as Connection.open does. Streams and consumers are not looked at: see `ensure`."""
         return cls(await Connection.open(settings), topology)
 
-    async def ensure(self) -> list[str]:
+    async def ensure(self, *, may_lower: bool = False, told: Callable[[str], None] = lambda line: None) -> list[str]:
         """Create, update or verify streams and consumers; see admin.ensure."""
-        return await admin.ensure(self.connection, self._topology)
+        return await admin.ensure(self.connection, self._topology, may_lower=may_lower, told=told)
 
     async def verify(self) -> None:
         """Look at streams and consumers; see admin.verify."""

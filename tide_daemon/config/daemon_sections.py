@@ -73,7 +73,8 @@ class BusConfig:
     )
     manage_streams: bool = setting(
         True,
-        "Make and update streams at the start. False for users that may not: `tide-daemon admin init` does it.",
+        "Make streams at the start, and raise their limits where this file has higher ones; lowering, which deletes, "
+        "is for `tide-daemon admin init`. False for users that may do neither: `admin init` does it all.",
     )
     connect_timeout_s: float = setting(
         20.0,

@@ -480,21 +480,60 @@ class TestSetup:
         assert found["config"]["discard"] == "new"
 
     async def test_limits_are_brought_up_to_date(self, nats_server: NatsServer, connect: Connect) -> None:
-        """A changed limit is applied, and what an operator added stays."""
+        """A raised limit is applied, and what an operator added stays."""
         from tide_daemon.bus.topology import TopologyLimits, build_topology
 
         bus = await connect(nats_server)
         await bus.ensure()
         found = await bus.connection.api("STREAM.INFO.TIDE_REPORT")
         await bus.connection.api("STREAM.UPDATE.TIDE_REPORT", {**found["config"], "description": "by hand"})
-        limits = TopologyLimits(draft_max_bytes=MIB, ack_wait_s=7.0, report_max_bytes=8 * MIB, report_max_age_s=60.0)
+        limits = TopologyLimits(
+            draft_max_bytes=MIB, ack_wait_s=7.0, report_max_bytes=80 * MIB, report_max_age_s=90000.0
+        )
         changed = await connect(nats_server, build_topology(limits))
         changes = await changed.ensure()
         assert len(changes) == 2
-        assert changes[0].startswith("stream TIDE_REPORT: set duplicate_window")
+        assert changes[0].startswith("stream TIDE_REPORT: set max_age")
         assert "consumer trainers: set ack_wait" in changes[1]
         config = (await bus.connection.api("STREAM.INFO.TIDE_REPORT"))["config"]
-        assert (config["max_bytes"], config["max_age"], config["description"]) == (8 * MIB, 60 * 10**9, "by hand")
+        assert (config["max_bytes"], config["max_age"], config["description"]) == (80 * MIB, 90000 * 10**9, "by hand")
+
+    async def test_a_start_lowers_no_limit(self, nats_server: NatsServer, connect: Connect) -> None:
+        """A daemon with a smaller [bus] than the others' deletes nothing: it says what differs, `migrate` lowers it."""
+        from tide_daemon.bus.topology import TopologyLimits, build_topology
+
+        def limits(config: dict[str, int]) -> tuple[int, int, int]:
+            return config["max_bytes"], config["max_age"], config["duplicate_window"]
+
+        bus = await connect(nats_server)
+        await bus.ensure()
+        for index in range(3):
+            await bus.publish(HIDDEN, b"x" * 500_000, message_id=str(index))
+        smaller = TopologyLimits(draft_max_bytes=MIB, ack_wait_s=2.0, hidden_max_bytes=MIB, hidden_max_age_s=60.0)
+        other = await connect(nats_server, build_topology(smaller))
+        told: list[str] = []
+        assert await other.ensure(told=told.append) == []
+        stream = await bus.connection.api("STREAM.INFO.TIDE_HIDDEN")
+        assert limits(stream["config"]) == (1024 * MIB, 86400 * 10**9, 600 * 10**9)
+        assert stream["state"]["messages"] == 3
+        assert [line.split(";")[0] for line in told] == [
+            f"stream TIDE_HIDDEN: duplicate_window stays {600 * 10**9}, configured is less: {60 * 10**9}",
+            f"stream TIDE_HIDDEN: max_age stays {86400 * 10**9}, configured is less: {60 * 10**9}",
+            f"stream TIDE_HIDDEN: max_bytes stays {1024 * MIB}, configured is less: {MIB}",
+        ]
+        assert all("tide-daemon admin init" in line for line in told)
+        (change,) = await other.migrate(dry_run=False)
+        stream = await bus.connection.api("STREAM.INFO.TIDE_HIDDEN")
+        assert limits(stream["config"]) == (MIB, 60 * 10**9, 60 * 10**9), change
+
+    async def test_a_private_broker_follows_its_daemon(self, nats_server: NatsServer, connect: Connect) -> None:
+        """Nobody else's configuration speaks against it, so limits are lowered as well."""
+        from tide_daemon.bus.topology import TopologyLimits, build_topology
+
+        await (await connect(nats_server)).ensure()
+        smaller = TopologyLimits(draft_max_bytes=MIB, ack_wait_s=2.0, journal_max_bytes=MIB)
+        bus = await connect(nats_server, build_topology(smaller))
+        assert await bus.ensure(may_lower=True) == [f"stream TIDE_JOURNAL: set max_bytes {512 * MIB} -> {MIB}"]
 
 
 async def test_terminated_messages_are_told_of(nats_server: NatsServer, connect: Connect) -> None:
