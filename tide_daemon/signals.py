@@ -1,8 +1,9 @@
 """Signals of a daemon's life: the first asks to stop, the second insists, SIGHUP reloads the configuration.
 
 Handlers of the `signal` module rather than of the loop: they run even when the loop is stuck in
-Python code, which is when a second signal is needed. Insisting kills our children (SGLang leaves
-none of its GPU memory behind then) and ends the process without cleaning up.
+Python code, which is when a second signal is needed. Insisting kills our children (SGLang that we
+started leaves none of its GPU memory behind then) and ends the process without cleaning up. SGLang
+that was adopted is no child: it serves on, and the next daemon adopts it again.
 """
 
 import asyncio
