@@ -94,7 +94,8 @@ class CaptureConfig:
     )
     publish_bytes_in_flight: int = setting(
         8 * MIB,
-        "Published chunks that may wait for the broker's answer; beyond, the newest are dropped and counted.",
+        "Published chunks that may wait for the broker's answer. Beyond, rows stay in the ring, which drops the newest "
+        "when it is full and counts them.",
         unit="bytes",
         minimum=1 * MIB,
         maximum=1 << 32,

@@ -51,7 +51,8 @@ class EngineStats:
         state: "starting", "ready", "capture_off" or "down".
         steps: cumulative per (batch size, num_steps) since the engine started; the role takes differences.
         workloads: cumulative drafted chains and tokens of captured requests by workload.
-        epoch: changes when the engine process was replaced, so that counters begin again.
+        epoch: changes when the engine process was replaced, so that counters begin again; 0 when the engine does not
+            answer: then its counters are not known.
     """
 
     state: str

@@ -111,6 +111,12 @@ class Convergence:
         self.applied_generation, self.last_error = desired.generation, ""
         return True
 
+    def steps_in_force(self, stats: EngineStats) -> tuple[tuple[int, int], ...]:
+        """The table that the engine was given and that it drafts by; PLAIN while it runs no draft."""
+        if self._steps is None or stats.epoch != self._epoch or stats.draft.version == NO_DRAFT:
+            return PLAIN
+        return self._steps
+
     async def _apply_capture(self, desired: DesiredServer) -> None:
         wanted = CaptureSettings(
             desired.collect,

@@ -137,7 +137,7 @@ class ServerRole:
         )
         self._stats: EngineStats | None = None
         self._last_report: NodeReport | None = None
-        self._accept_length: float | None = None
+        self._accept_length = pace.RecentAcceptLength()
         self._failed: dict[str, str] = {}
         self._heartbeat = Heartbeat(_TURN_LIMITS_S)
 
@@ -220,7 +220,7 @@ class ServerRole:
                     draft_failure=self._convergence.draft_failure,
                 )
                 self._last_report = report
-                self._accept_length = pace.accept_length(report) or self._accept_length
+                self._accept_length.take(report, time.monotonic())
                 self._look_after_steps(report)
                 await self._reports.offer(*message(spec.model, report))
             await asyncio.sleep(max(0.0, self._settings.report_interval_s - (time.monotonic() - started)))
@@ -327,15 +327,14 @@ class ServerRole:
             "draft_version": 0 if stats is None else stats.draft.version,
             "draft_digest": "" if stats is None else stats.draft.digest,
             "num_running": 0 if stats is None else stats.num_running,
-            "accept_length": self._accept_length,
+            "accept_length": self._accept_length.value(time.monotonic()),
             "tokens_per_s": 0.0 if report is None else pace.tokens_per_s(report),
             "decode_tokens_per_s": None if paced is None else paced.tokens_per_s,
             "plain_tokens_per_s": None if paced is None else paced.plain_tokens_per_s,
             "of_plain": None if paced is None else paced.of_plain,
-            "num_steps": 0 if stats is None or wanted is None else pace.steps_at(wanted.steps_table, stats.num_running),
+            "num_steps": 0 if stats is None else self._num_steps(stats),
             "collecting": stats is not None and stats.collecting,
-            "rows_written": 0 if stats is None else stats.rows_written,
-            "rows_dropped": 0 if stats is None else stats.rows_dropped,
+            **_counted(stats),
             "rows_published": self._shipping.num_rows,
             "bytes_published": self._chunks.stats.bytes_stored,
             "requests_published": self._leaving.num_requests,
@@ -344,8 +343,6 @@ class ServerRole:
             "chunks_dropped": self._shipping.num_refused
             + self._chunks.stats.num_dropped
             + self._chunks.stats.num_failed,
-            "requests_opted_out": 0 if stats is None else stats.requests_opted_out,
-            "num_swaps": 0 if stats is None else stats.num_swaps,
             "engine_starts": 0 if stats is None else stats.engine_starts,
             "desired_draft_version": 0 if wanted is None else wanted.draft_version,
             "steps_table": [] if wanted is None else [list(entry) for entry in wanted.steps_table],
@@ -354,6 +351,22 @@ class ServerRole:
             "last_error": self._convergence.last_error,
             "problems": [] if stats is None else list(stats.problems),
         }
+
+    def _num_steps(self, stats: EngineStats) -> int:
+        return pace.steps_at(self._convergence.steps_in_force(stats), stats.num_running)
+
+
+def _counted(stats: EngineStats | None) -> dict[str, int]:
+    """What the engine counts. Nothing while it does not answer: from 0 back to what they were, counters would seem to
+    have grown by all of it."""
+    if stats is None or not stats.epoch:
+        return {}
+    return {
+        "rows_written": stats.rows_written,
+        "rows_dropped": stats.rows_dropped,
+        "requests_opted_out": stats.requests_opted_out,
+        "num_swaps": stats.num_swaps,
+    }
 
 
 def message(model: str, record: Record) -> tuple[str, bytes, str]:

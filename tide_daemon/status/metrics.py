@@ -36,7 +36,7 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
     "server": (
         Mapped("draft_version", "tide_draft_version", "Draft that the engine runs, read back from it; 0 for none."),
         Mapped("desired_draft_version", "tide_desired_draft_version", "Draft that the controller wants to run."),
-        Mapped("accept_length", "tide_accept_length", "Tokens a verify step, bonus token included, last report."),
+        Mapped("accept_length", "tide_accept_length", "Tokens a verify step, bonus included; absent if idle for 60 s."),
         Mapped("tokens_per_s", "tide_generated_tokens_per_second", "Tokens emitted a second, last report."),
         Mapped("decode_tokens_per_s", "tide_decode_tokens_per_second", "Tokens a second of steps, by the cost model."),
         Mapped(
@@ -44,7 +44,7 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         ),
         Mapped("of_plain", "tide_of_plain_ratio", "The former over the latter; below 1 speculation costs time."),
         Mapped("num_running", "tide_running_requests", "Requests in the running batch."),
-        Mapped("num_steps", "tide_draft_steps", "Drafted tokens a step in force at the present batch size."),
+        Mapped("num_steps", "tide_draft_steps", "Drafted tokens a step at the present batch size; 0: plain decoding."),
         Mapped("collecting", "tide_collecting", "1 while hidden states are captured."),
         Mapped("rows_written", "tide_rows_written_total", "Rows that the tap put into the ring."),
         Mapped("rows_dropped", "tide_rows_dropped_total", "Rows that found the ring full."),
@@ -53,7 +53,11 @@ ROLE_METRICS: dict[str, tuple[Mapped, ...]] = {
         Mapped("requests_published", "tide_published_requests_total", "Requests of which samples left the node."),
         Mapped("chunks_kept", "tide_chunks_kept_total", "Chunks kept back: excluded workloads, forgotten requests."),
         Mapped("chunks_waiting", "tide_chunks_waiting", "Chunks that the broker has not acknowledged yet."),
-        Mapped("chunks_dropped", "tide_chunks_dropped_total", "Chunks that found the outbox full."),
+        Mapped(
+            "chunks_dropped",
+            "tide_chunks_dropped_total",
+            "Chunks given up: not to be encoded, or the broker refused them.",
+        ),
         Mapped("requests_opted_out", "tide_requests_opted_out_total", "Requests that asked not to be captured."),
         Mapped("num_swaps", "tide_swaps_total", "Drafts swapped in."),
         Mapped("engine_starts", "tide_engine_starts_total", "Starts of the engine process."),

@@ -57,6 +57,22 @@ async def test_draft_before_steps(engine: RecordingEngine) -> None:
     assert convergence.applied_generation == 1
 
 
+async def test_the_steps_in_force_are_those_that_the_engine_took(engine: RecordingEngine) -> None:
+    """Not those that are desired: there may be others instead, and a swap that fails leaves plain decoding."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    assert convergence.steps_in_force(engine.stats()) == ()
+    await convergence.converge(engine.stats())
+    assert convergence.steps_in_force(engine.stats()) == ((4, 3),)
+    assert convergence.steps_in_force(engine.stats(epoch=2)) == (), "another process, which knows nothing yet"
+    convergence.steps_instead = ((1, 2),)
+    assert convergence.steps_in_force(engine.stats()) == ((4, 3),)
+    await convergence.converge(engine.stats())
+    assert convergence.steps_in_force(engine.stats()) == ((1, 2),)
+    engine.running = DraftState(NO_DRAFT, "")
+    assert convergence.steps_in_force(engine.stats()) == (), "nothing is drafted without a draft"
+
+
 async def test_rates_are_the_desired_ones_within_the_nodes_own_limit(engine: RecordingEngine) -> None:
     """Of all requests, and of preferred workloads."""
     settings = []

@@ -1,6 +1,6 @@
 """Accept length, speed and steps in force, from one report and one table."""
 
-from tide_daemon.roles.pace import accept_length, steps_at, tokens_per_s
+from tide_daemon.roles.pace import RecentAcceptLength, accept_length, steps_at, tokens_per_s
 from tide_daemon.wire.records import NodeReport, StepStats
 
 
@@ -34,6 +34,18 @@ def step(batch_size: int, num_steps: int, num_verifies: int, num_tokens: int) ->
 def test_accept_length_counts_speculative_steps_of_each_request() -> None:
     """10 steps of 2 requests with 50 tokens and 10 of 1 with 25: 75 tokens in 30 chains; plain steps do not count."""
     assert accept_length(report(step(2, 3, 10, 50), step(1, 2, 10, 25), step(4, 0, 100, 400))) == 2.5
+
+
+def test_an_accept_length_is_shown_for_a_minute() -> None:
+    """Reports in which nothing was drafted leave it as it is, but an idle night is not shown the evening's."""
+    recent = RecentAcceptLength()
+    assert recent.value(0.0) is None
+    recent.take(report(step(2, 3, 10, 50)), 100.0)
+    recent.take(report(), 101.0)
+    assert recent.value(159.0) == 2.5
+    assert recent.value(161.0) is None
+    recent.take(report(step(1, 2, 10, 10)), 500.0)
+    assert recent.value(500.0) == 1.0
 
 
 def test_no_speculation_has_no_accept_length() -> None:

@@ -12,6 +12,7 @@ import pytest
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
 from tide_daemon.engine.modelled import TINY_TARGET, ModelledEngine, ModelledSettings, Traffic
+from tide_daemon.engine.port import EngineStats
 from tide_daemon.errors import BusFullError, DraftError
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import server
@@ -284,3 +285,37 @@ async def test_a_draft_that_cannot_be_had_is_reported(bus: SilentBus, engine: Wa
         assert (failure.version, failure.digest, failure.reason) == (8, digest, "draft 8 is not on the bus")
         stop.set()
         await running
+
+
+async def test_what_a_silent_engine_counted_is_left_out(bus: SilentBus) -> None:
+    """Shown as 0 and then as before, it would be counted again as an increase."""
+
+    class Mute(WatchedEngine):
+        silent = False
+
+        async def stats(self) -> EngineStats:
+            stats = await super().stats()
+            return replace(stats, state="down", epoch=0, rows_written=0) if self.silent else stats
+
+    settings = ModelledSettings(TINY_TARGET, "n1", traffic=lambda now: Traffic("chat", 2), response_tokens=8)
+    engine = Mute(settings, Clock())
+    role = ServerRole(bus, engine, no_draft, SETTINGS)
+    counted = {"rows_written", "rows_dropped", "requests_opted_out", "num_swaps"}
+    assert not counted & role.snapshot().keys()
+    bus.reached = True
+    stop = asyncio.Event()
+    running = asyncio.create_task(role.run(stop))
+
+    async def shown() -> bool:
+        return counted <= role.snapshot().keys()
+
+    async def left_out() -> bool:
+        return not counted & role.snapshot().keys() and role.snapshot()["engine"] == "down"
+
+    await until(shown)
+    engine.silent = True
+    await until(left_out)
+    engine.silent = False
+    await until(shown)
+    stop.set()
+    await running
