@@ -136,7 +136,8 @@ class FleetView:
             return
         server.report, server.heard_at = report, stored_at
         server.counted.append((stored_at, server.state.report(event)))
-        server.rows.append((stored_at, report.rows_written, report.rows_dropped))
+        if report.engine in ("ready", "capture_off"):  # else its counters are not known, and 0 in the report
+            server.rows.append((stored_at, report.rows_written, report.rows_dropped))
         for node in _forget(self._servers, stored_at - self.history.settings.forget_after_s):
             self._desired.pop(node, None)
 

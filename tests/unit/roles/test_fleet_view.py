@@ -156,6 +156,16 @@ CASES = {
 }
 
 
+def test_an_engine_that_was_silent_dropped_nothing() -> None:
+    """Its report says 0 rows; from there back to what they were is no increase."""
+    counted = replace(NODE, rows_written=5000, rows_dropped=4000)
+    silent = replace(NODE, engine="down", running_version=0, running_digest="", rows_written=0, rows_dropped=0)
+    view = view_with([silent, counted, counted])
+    assert not any("rows" in words for words in quiet(view, 103.0))
+    view = view_with([counted, silent, counted, counted])
+    assert not any("rows" in words for words in quiet(view, 104.0))
+
+
 @pytest.mark.parametrize("words", CASES)
 def test_what_is_wrong_is_said_with_what_to_do(words: str) -> None:
     """Each fault has its sentence, its advice and its page; a fleet without it has none of them."""
