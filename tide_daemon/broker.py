@@ -6,6 +6,7 @@ attempt must succeed, so that a wrong address ends the daemon. Later a connectio
 closed for good, is made anew whatever the roles are.
 """
 
+import asyncio
 import dataclasses
 import functools
 import ssl
@@ -24,13 +25,14 @@ from tide_daemon.config.carry import carry_over
 from tide_daemon.config.daemon_sections import BusConfig
 from tide_daemon.config.load import Resolved
 from tide_daemon.config.sections import Config
-from tide_daemon.errors import ConfigError
+from tide_daemon.errors import BusUnavailableError, ConfigError
 
 log = structlog.get_logger()
 
 
 _ATTEMPT_S = 10.0
 """One attempt to connect in the background: after it the reason is shown and the next one begins."""
+_PREPARE_PAUSE_S = 1.0
 
 
 @asynccontextmanager
@@ -66,14 +68,25 @@ async def open_bus(resolved: Resolved) -> AsyncIterator[ReopeningBus]:
 async def _first(
     settings: ConnectSettings, topology: Topology, prepare: Callable[[JetStreamBus], Awaitable[None]]
 ) -> JetStreamBus:
-    """A connection that may be used; see `open_bus` for what it raises."""
+    """A connection that may be used; see `open_bus` for what it raises.
+
+    JetStream may start, or look for a leader, while its server takes connections already: that is waited for as long.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + settings.first_connect_s
     bus = await JetStreamBus.connect(settings, topology)
     try:
-        await prepare(bus)
+        while True:
+            try:
+                await prepare(bus)
+                return bus
+            except BusUnavailableError:
+                if loop.time() >= give_up_at:
+                    raise
+            await asyncio.sleep(_PREPARE_PAUSE_S)
     except BaseException:
         await bus.close()
         raise
-    return bus
 
 
 async def _prepare(bus: JetStreamBus, *, may_lower: bool) -> None:

@@ -172,6 +172,8 @@ class _Pass:
             self.problems.append(f"{what}: {denied}")
             return
         error = found.get("error")
+        if error is not None and error.get("code") == 503:
+            raise BusUnavailableError(f"{what}: {error.get('description')}")
         if error is not None and error.get("code") != 404:
             self.problems.append(f"{what}: {error.get('description')}")
         elif error is not None and self.may_create:

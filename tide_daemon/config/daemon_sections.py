@@ -78,7 +78,8 @@ class BusConfig:
     )
     connect_timeout_s: float = setting(
         20.0,
-        "The first connection must succeed within this, or the daemon ends with exit code 3. A server goes on trying.",
+        "Within this the broker must answer at the start, JetStream too, or the daemon ends with exit code 3. A "
+        "server goes on trying.",
         unit="s",
         minimum=0.5,
         maximum=600,
