@@ -7,8 +7,9 @@ What is assumed of a GPU (paths under `sglang/srt`), and what follows:
    replay overwrites them. So `stage` copies inside the hook, on the stream that is current there, before
    anything else can be queued behind it.
 2. With overlap scheduling, forward_batch_generation runs inside `with self.forward_stream_ctx`
-   (managers/scheduler.py 4671): in our hooks `torch.cuda.current_stream()` is the forward stream. A swap
-   applied there comes after every earlier batch and before the next, without waiting for either.
+   (managers/scheduler.py 4671): in our hooks `torch.cuda.current_stream()` is the forward stream. Without it
+   (--disable-overlap-schedule) it runs on the loop's own `schedule_stream` (2008, 4822). A swap applied on the
+   stream of the forward passes comes after every earlier batch and before the next, without waiting for either.
 3. A result is processed one iteration later, from CPU copies whose event has been waited for
    (managers/scheduler_components/batch_result_processor.py, copy_done.synchronize). Our own copies
    run on a side stream of their own and may be a little later: the tap keeps batches that are not there yet in
@@ -17,8 +18,15 @@ What is assumed of a GPU (paths under `sglang/srt`), and what follows:
    (managers/utils.py, _async_d2h does the same). Pinned host memory comes from torch's caching host
    allocator: no page is pinned per batch after the first ones.
 5. `EagleDraftWorker.hot_token_id` and all parameters are read by captured graphs at fixed addresses:
-   swap.py copies in place.
-6. ROCm uses the same torch.cuda names.
+   swap.py copies in place. The spare copy of the draft lies in pinned host memory: SGLang has given what the device
+   had to its KV pool by the time the first draft is staged. The copy of a swap then takes the forward stream some
+   40 ms a GB, and the step loop no time.
+6. The target's logits of a prefill lie in the same shared buffer, one for each vocabulary size
+   (model_executor/graph_shared_output.py 48, prefill_cuda_graph_runner.py 732). `_forward_prefill_batch` runs the
+   draft's prefill before our hook sees the result: with a draft of the target's whole vocabulary the buffer holds the
+   draft's logits by then (layers/logits_processor.py 1358), so none are taken. With a smaller one its shape differs
+   and it gets memory of its own.
+7. ROCm uses the same torch.cuda names.
 
 Tensor parallelism: hidden states and logits are the same on every rank after SGLang's own gathers, so rank 0 taps
 and the others have no ring. All ranks must agree on the number of steps and on the batch before which a swap
@@ -50,6 +58,9 @@ cuda: Any = torch.cuda  # its stubs are partly untyped
 MAX_STAGED_BYTES = 1 << 30
 """Pinned memory that may wait for its commit. Beyond, a batch is not captured (its rows count as dropped)."""
 
+_TOP_ROWS = 32
+"""Rows at a time: temporaries as large as a whole batch's logits would have to come out of the KV pool's reserve."""
+
 
 class Device:
     """On a CPU: a forward pass that returned is done, and its tensors are nobody else's.
@@ -57,6 +68,9 @@ class Device:
     The draft's own passes do not write into the target's states: fc makes a new tensor (two aux layers or
     more, see draft/config.py).
     """
+
+    shares_logits = False
+    """The draft's prefill may overwrite the target's logits."""
 
     defers_draft_extend = True
     """At 0 steps the draft's KV is made up for later, see catch_up.py: on a GPU it costs little and overlaps."""
@@ -71,8 +85,9 @@ class Device:
     def enter_thread(self) -> None:
         """Called first in a thread that will touch tensors."""
 
-    def weights_staged(self) -> None:
-        """Return when what this thread copied into spare buffers is there."""
+    def spare_like(self, live: Tensor) -> Tensor:
+        """Memory for what will be copied over `live`; written by the control thread."""
+        return torch.empty_like(live)
 
     def applying(self) -> AbstractContextManager[object]:
         """Around an in-place copy of weights that is not made inside a batch."""
@@ -83,7 +98,7 @@ class Device:
         refresh_packed(model)
 
     def wait_applied(self, mark: Any) -> None:
-        """Return when that copy is done."""
+        """Return when that copy is done; None: there has been none."""
 
 
 class EventClock:
@@ -105,14 +120,15 @@ class EventClock:
 class GpuDevice(Device):
     """CUDA and ROCm."""
 
+    shares_logits = True
     defers_draft_extend = False
 
     def __init__(self, scheduler: Any) -> None:
         super().__init__()
         self.clock = EventClock()
         self._index = cuda.current_device()
-        self._side = cuda.Stream()
-        self._forward_stream = getattr(scheduler, "forward_stream", None) or cuda.default_stream()
+        self._scheduler = scheduler
+        self._side: Any = None
         self._lock = threading.Lock()
         self._waiting_bytes = 0
 
@@ -121,6 +137,8 @@ class GpuDevice(Device):
         size = staged.aux.shape[0] * staged.aux.shape[1] * 2
         if self._waiting_bytes + size > MAX_STAGED_BYTES:
             return None
+        if self._side is None:  # not before the first batch: the event loop may draw its own stream again
+            self._side = self._own_stream()
         aux = staged.aux.to(torch.bfloat16, copy=True)
         top = _top_on_device(staged.logits, topk) if staged.logits is not None and topk else None
         self._side.wait_stream(cuda.current_stream())
@@ -136,17 +154,32 @@ class GpuDevice(Device):
 
         return replace(staged, aux=host_aux, logits=None, top=host_top, is_ready=done.query, release=release)
 
+    def _own_stream(self) -> Any:
+        """A stream that is none of SGLang's: torch deals them out of a small pool, again and again."""
+        from sglang.srt.managers.utils import allocate_distinct_stream  # takes seconds, so only where it is used
+
+        scheduler = self._scheduler
+        return allocate_distinct_stream(
+            cuda, (scheduler.forward_stream, scheduler.schedule_stream, scheduler.copy_stream)
+        )
+
     def enter_thread(self) -> None:
         """A new thread has device 0 until told otherwise."""
         cuda.set_device(self._index)
 
-    def weights_staged(self) -> None:
-        """The loaders copied on this thread's stream."""
-        cuda.current_stream().synchronize()
+    def spare_like(self, live: Tensor) -> Tensor:
+        """Pinned host memory, so that the copy to the device waits for nothing."""
+        return torch.empty_like(live, device="cpu", pin_memory=True)
 
     def applying(self) -> AbstractContextManager[object]:
-        """On the forward stream, behind everything that was queued there."""
-        context: AbstractContextManager[object] = cuda.stream(self._forward_stream)
+        """On the stream of the forward passes, behind everything that was queued there.
+
+        Looked up each time: SGLang may put another `schedule_stream` in place when its loop starts
+        (managers/scheduler.py 1993-2008).
+        """
+        scheduler = self._scheduler
+        stream = scheduler.forward_stream if scheduler.enable_overlap else scheduler.schedule_stream
+        context: AbstractContextManager[object] = cuda.stream(stream)
         return context
 
     def applied(self, model: Any) -> Any:
@@ -157,7 +190,8 @@ class GpuDevice(Device):
 
     def wait_applied(self, mark: Any) -> None:
         """Wait in the control thread; the step loop does not."""
-        mark.synchronize()
+        if mark is not None:
+            mark.synchronize()
 
 
 def _to_pinned(tensor: Tensor, side: Any) -> Tensor:
@@ -168,10 +202,15 @@ def _to_pinned(tensor: Tensor, side: Any) -> Tensor:
 
 
 def _top_on_device(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """ids int32 and log-probabilities float16 [rows, k], queued on the current stream."""
-    values = logits.float()
-    top, ids = values.topk(k, dim=-1)
-    return ids.to(torch.int32), (top - values.logsumexp(-1, keepdim=True)).to(torch.float16)
+    """ids int32 and log-probabilities float16 [rows, k], queued on the current stream; `logits` are not changed."""
+    ids = torch.empty(len(logits), k, dtype=torch.int32, device=logits.device)
+    logprobs = torch.empty(len(logits), k, dtype=torch.float16, device=logits.device)
+    for start in range(0, len(logits), _TOP_ROWS):
+        part = slice(start, start + _TOP_ROWS)
+        values = logits[part].float()
+        top, ids[part] = values.topk(k, dim=-1)
+        logprobs[part] = top - values.logsumexp(-1, keepdim=True)
+    return ids, logprobs
 
 
 def device_for(name: str, scheduler: Any) -> Device:

@@ -1,13 +1,15 @@
 """Swapping draft weights: stage in spare buffers, copy in place between two batches, read back.
 
 - *stage* (control thread): read and validate a checkpoint (draft/checkpoint.py: names, shapes, map,
-  digest) and let each parameter's own weight loader write it into a spare tensor of the same shape.
+  digest) and let each parameter's own weight loader write it into a spare tensor of the same shape, for a GPU in
+  pinned host memory.
   The loaders know about fused q/k/v, gate/up and tensor-parallel shards.
 - *apply* (between two batches, under the step lock): one in-place copy per parameter. Addresses do not
   change, so captured graphs stay valid; nothing is drained, flushed or re-captured. The vocabulary map
   is more than a parameter: the draft worker holds `hot_token_id`, a copy of the model's (made in
-  srt/speculative/eagle_worker_v2.py, init_lm_head), and indexes with it in draft_forward. Both are
-  written in place; `load_weights` would rebind the model's and leave the worker's as it was.
+  srt/speculative/eagle_worker_v2.py, init_lm_head), and indexes with it in draft_forward. The model's own
+  stays on the CPU (srt/models/llama_eagle3.py 352). Both are written in place; `load_weights` would rebind
+  the model's and leave the worker's as it was.
 - *read back* (control thread): the digest is computed from the live parameters, not from what was sent.
 
 Requests in flight keep the KV cache that the previous version wrote: their drafts are a little worse
@@ -48,6 +50,8 @@ _SHAPE_FIELDS = (
 
 @dataclass(slots=True)
 class _Staged:
+    """What will be copied over the live draft; all tensors from `Device.spare_like`."""
+
     state: DraftState
     spare: dict[str, Tensor]
     hot_token_id: Tensor
@@ -117,10 +121,10 @@ class Swapper:
             except DraftError as error:
                 raise EngineError(f"draft {state.version} refused: {error}") from error
             self._check_shapes(checkpoint)
+            self._device.wait_applied(self._mark)  # the last swap may not have read the spare buffers yet
             spare = self._fill_spare(checkpoint)
-            hot = checkpoint.tensors["d2t"] + torch.arange(self.draft_vocab_size)
-            hot = hot.to(self._worker.hot_token_id)
-            self._device.weights_staged()
+            hot = self._device.spare_like(self._worker.hot_token_id)
+            hot.copy_(checkpoint.tensors["d2t"] + torch.arange(self.draft_vocab_size))
             self._staged = _Staged(state, spare, hot)
 
     def _check_shapes(self, checkpoint: Checkpoint) -> None:
@@ -142,7 +146,7 @@ class Swapper:
     def _fill_spare(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         for name, live in self._params.items():
             if name not in self._spare:
-                buffer: Tensor = torch.nn.Parameter(torch.empty_like(live.data), requires_grad=False)
+                buffer: Tensor = torch.nn.Parameter(self._device.spare_like(live.data), requires_grad=False)
                 for attribute, value in vars(live).items():
                     setattr(buffer, attribute, value)  # what weight loaders look at: output_dim, input_dim, ...
                 self._spare[name] = buffer
@@ -193,7 +197,7 @@ class Swapper:
         self._device.enter_thread()
         self._device.wait_applied(self._mark)
         if self._tp_size > 1:
-            equal = all(torch.equal(self._params[n], self._spare[n]) for n in self._spare)
+            equal = all(torch.equal(self._params[n].cpu(), self._spare[n]) for n in self._spare)
             digest = self._applied_digest if equal and self._spare else ""
         else:
             digest = content_digest(live_tensors(self._params, self._model.config, self._worker.hot_token_id))
@@ -215,17 +219,20 @@ class Swapper:
             self.apply_pending()
 
     def apply_pending(self) -> None:
-        """Copy the pending draft in place, if there is one. A few milliseconds; the caller holds the step lock."""
+        """Copy the pending draft in place, if there is one. The caller holds the step lock.
+
+        On a CPU some milliseconds; on a GPU the copies are only queued, see gpu.py.
+        """
         staged = self._pending
         if staged is None:
             return
         self._pending = None
         with torch.no_grad():
             for name, live in self._params.items():
-                live.copy_(staged.spare[name])
-            self._worker.hot_token_id.copy_(staged.hot_token_id)
+                live.copy_(staged.spare[name], non_blocking=True)
+            self._worker.hot_token_id.copy_(staged.hot_token_id, non_blocking=True)
             if self._model.hot_token_id is not self._worker.hot_token_id:
-                self._model.hot_token_id.copy_(staged.hot_token_id)
+                self._model.hot_token_id.copy_(staged.hot_token_id, non_blocking=True)
         self._mark = self._device.applied(self._model)
         self._applied_digest = staged.state.digest
         # A version whose digest has not been read back yet is reported without one.
