@@ -2,6 +2,8 @@
 
 Every hook runs its own part inside `_guarded`: an exception is caught, counted, reported once, and
 switches its feature off; SGLang's own function runs in any case, exactly once, with its own errors.
+One exception: with tensor parallelism a rank without a feature that decides on steps would leave the others in a
+collective for ever, so there it ends its process (Runtime.switch_off).
 """
 
 import functools
@@ -42,7 +44,7 @@ def missing_hooks() -> list[str]:
 
 
 def _guarded(feature: str, part: Callable[..., Any], *args: Any) -> Any:
-    """Run one of our own parts; on an exception the feature goes off and None is returned."""
+    """Run one of our own parts; on an exception the feature goes off and None is returned, see Runtime.switch_off."""
     runtime = _runtime
     if runtime is None or not runtime.enabled(feature):
         return None

@@ -6,6 +6,9 @@ same iteration, between two batches (managers/io_struct.py, SetInternalStateReq:
     {"server_args": {"tide_swap": VERSION}}              apply what was staged under this version
     {"server_args": {"tide_steps": 0, "tide_steps_8": 3}}   replace the steps table: 3 steps up to batch 8
 
+A swap is applied by all of them or by none: first each says whether it has that version staged (agree.py). SGLang
+answers for rank 0 alone, and so for all.
+
 Staging, reading back and everything else goes over each rank's own control channel. Not run on a GPU.
 """
 

@@ -15,7 +15,7 @@ from tide_daemon.engine.control import ControlServer
 from tide_daemon.engine.port import CaptureSettings
 from tide_daemon.engine.ring import RingWriter, remove_stale_rings
 from tide_daemon.engine.ring_layout import RingLayout
-from tide_daemon.engine.sglang import catch_up, checks, cold, gpu, ranks
+from tide_daemon.engine.sglang import agree, catch_up, checks, cold, gpu, ranks
 from tide_daemon.engine.sglang.commands import Commands
 from tide_daemon.engine.sglang.prefixes import PromptPrefixes
 from tide_daemon.engine.sglang.settings import FEATURES, PluginSettings, control_socket, read_settings, ring_prefix
@@ -35,7 +35,7 @@ TIMES: Final = "tide_times"
 
 
 class Runtime:
-    """One per scheduler process. Built by `start`, which never raises.
+    """One per scheduler process. Built by `start`, which raises only when tensor-parallel ranks cannot talk.
 
     Attributes:
         step_lock: held by each batch's forward pass and by a swap on an idle engine.
@@ -58,6 +58,8 @@ class Runtime:
         self.device = gpu.Device()
         self.recorder = StepRecorder(self.times, self.device.clock)
         self._off: set[str] = set(FEATURES)
+        self._num_ranks = 1  # tensor-parallel ones
+        self._prefill_logits = True  # they are still the target's when a prefill is staged
         self._no_draft = False  # 0 steps for good, and nothing of the draft is run
         self._defers = False  # at 0 steps the draft's KV is filled later
 
@@ -76,15 +78,32 @@ class Runtime:
             facts = runtime.facts
             socket = control_socket(directory, facts.dp_rank if facts else 0, facts.tp_rank if facts else 0)
             ControlServer(socket, Commands(runtime).handlers())
-        except (TideError, OSError) as error:
+        except Exception as error:
             runtime._off = set(FEATURES)
             runtime.report(f"no control channel, so everything stays off: {error}", error)
+        try:
+            runtime._num_ranks = agree.num_ranks(scheduler)
+        except Exception as error:
+            runtime._off = set(FEATURES)
+            runtime.report(f"everything stays off, the tensor-parallel ranks cannot be counted: {error}", error)
+        if runtime._num_ranks > 1:
+            runtime._agree()
         return runtime
+
+    def _agree(self) -> None:
+        """Let tensor-parallel ranks have the same features, see agree.py. A rank whose start failed comes here too."""
+        common = agree.on_every_rank(self.scheduler, [self.enabled(feature) for feature in agree.STEERING])
+        lost = {feature for feature, on in zip(agree.STEERING, common, strict=True) if not on} - self._off
+        if lost:
+            self._off |= lost
+            self.report(f"{', '.join(sorted(lost))}: off, because another tensor-parallel rank cannot")
+        self._follow_version(NO_DRAFT)
 
     def _start_parts(self, facts: checks.Facts) -> None:
         """Each part on its own: what one cannot do must not keep the others off."""
         self.device = gpu.device_for(facts.device, self.scheduler)
         self.recorder = StepRecorder(self.times, self.device.clock)
+        self._prefill_logits = not self.device.shares_logits or facts.draft_vocab_size != facts.vocab_size
         self._off -= {"timing", "draft_kv"}
         if facts.tp_rank == 0:
             try:
@@ -125,13 +144,23 @@ class Runtime:
         return feature not in self._off
 
     def switch_off(self, feature: str, error: Exception) -> None:
-        """Turn a feature off after its code raised. Serving goes on."""
+        """Turn a feature off after its code raised. Serving goes on.
+
+        Raises:
+            EngineError: the other tensor-parallel ranks would go on with the feature, and wait for this one's
+                collectives for ever. SGLang ends at an exception in its step loop (managers/scheduler.py 6370), and
+                who started it starts it again.
+        """
         self.num_errors += 1
         self._off.add(feature)
         if feature == "draft_kv" and self._defers:
             self._defers = False
             checks.set_skip_zero_step_extend(False)  # SGLang fills the draft's KV at each step again
         self.report(f"{feature} switched off after {type(error).__name__}: {error}", error)
+        if self._num_ranks > 1 and feature in agree.STEERING:
+            raise EngineError(
+                f"this tensor-parallel rank cannot take the steps of the others without {feature}: the engine ends"
+            ) from error
 
     def report(self, problem: str, error: Exception | None = None) -> None:
         """Keep one clear sentence for the daemon, and log it with where it came from."""
@@ -276,13 +305,18 @@ class Runtime:
             table = ranks.table_of(args)
             if table is not None:
                 self.steps.set_table(table)
-            if ranks.SWAP in args and self.swapper is not None:
+            if ranks.SWAP in args:
+                if self.swapper is None or not self.enabled("swap"):
+                    raise EngineError("swap is off in this engine; see its problems")
                 with self.step_lock:
-                    self.swapper.apply_version(int(args[ranks.SWAP]))
-        except (EngineError, ValueError) as error:
+                    self.swapper.apply_version(int(args[ranks.SWAP]), self._on_every_rank)
+        except (EngineError, ValueError, OverflowError) as error:
             self.report(f"refused {args}: {error}", error)
             return False
         return True
+
+    def _on_every_rank(self, ready: bool) -> bool:
+        return agree.on_every_rank(self.scheduler, [ready])[0] if self._num_ranks > 1 else ready
 
     # The version in force.
 

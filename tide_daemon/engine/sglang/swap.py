@@ -206,17 +206,28 @@ class Swapper:
 
     # Step loop (or whoever holds the step lock).
 
-    def apply_version(self, version: int) -> None:
+    def apply_version(self, version: int, on_every_rank: Callable[[bool], bool]) -> None:
         """Apply what was staged under this version: the command of every tensor-parallel rank, between two batches.
 
+        Args:
+            on_every_rank: says whether all ranks call it with True; each rank calls it exactly once.
+
         Raises:
-            EngineError: something else, or nothing, is staged here.
+            EngineError: something else, or nothing, is staged on some rank; then none applies anything.
         """
-        if self._staged is None or self._staged.state.version != version:
-            raise EngineError(f"version {version} is not what this rank has staged")
-        self._pending, self._staged = self._staged, None
-        with self._device.applying():
-            self.apply_pending()
+        held = self._staging.acquire(blocking=False)  # a rank that is staging just now is not ready
+        try:
+            staged = self._staged if held else None
+            ready = staged is not None and staged.state.version == version
+            if not on_every_rank(ready):
+                here = "this rank has it" if ready else "this rank has not"
+                raise EngineError(f"version {version} is not staged on every rank; {here}")
+            self._pending, self._staged = staged, None
+            with self._device.applying():
+                self.apply_pending()
+        finally:
+            if held:
+                self._staging.release()
 
     def apply_pending(self) -> None:
         """Copy the pending draft in place, if there is one. The caller holds the step lock.
