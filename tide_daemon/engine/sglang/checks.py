@@ -55,6 +55,9 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
         raise EngineError("SGLang was not started with --speculative-algorithm EAGLE3 (a placeholder draft will do)")
     if worker.topk != 1:
         raise EngineError(f"--speculative-eagle-topk is {worker.topk}; only chains (1) are supported")
+    device = str(worker.device).split(":")[0]
+    if device not in ("cpu", "cuda", "hip"):
+        raise EngineError(f"the device is {device}; the plug-in knows CPUs and CUDA and ROCm devices")
     parallel = get_parallel()
     if parallel.pp_size != 1:
         raise EngineError("pipeline parallelism is not supported")
@@ -90,7 +93,7 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
         )
     hot = worker._draft_worker.hot_token_id
     return Facts(
-        device=str(worker.device).split(":")[0],
+        device=device,
         tp_size=int(parallel.tp_size),
         tp_rank=int(parallel.tp_rank),
         dp_rank=int(parallel.dp_rank or 0),

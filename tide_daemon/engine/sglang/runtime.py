@@ -226,7 +226,9 @@ class Runtime:
         output = result.logits_output
         hidden, extend = output.hidden_states, list(batch.extend_lens)
         checks.check_rows(hidden, sum(extend), self.tap.ring.layout.aux_width)
-        logits = output.next_token_logits if batch.sampling_info.is_all_greedy else None
+        if not self.tap.wants(batch.reqs):
+            return
+        logits = output.next_token_logits if self._prefill_logits and batch.sampling_info.is_all_greedy else None
         staged = Staged(hidden, logits, 0, list(batch.prefix_lens), extend)
         setattr(result, STAGED, self.device.stage(staged, self.settings.topk))
 
@@ -237,6 +239,8 @@ class Runtime:
         output = result.logits_output
         width = result.speculative_num_draft_tokens
         checks.check_rows(output.hidden_states, len(batch.seq_lens) * width, self.tap.ring.layout.aux_width)
+        if not self.tap.wants(batch.reqs):
+            return
         staged = self.device.stage(
             Staged(output.hidden_states, output.next_token_logits, width, [], []), self.settings.topk
         )
@@ -275,7 +279,13 @@ class Runtime:
         return [len(req.output_ids) for req in batch.reqs]
 
     def count_step(self, batch: Any, result: Any) -> None:
-        """A step's results are known. Steps with a cold request say nothing of the draft."""
+        """A step's results are known. Steps with a cold request say nothing of the draft.
+
+        With overlap scheduling a batch still holds the requests that ended one step before
+        (managers/scheduler_components/batch_result_processor.py 819). What was accepted of them is counted too: a
+        report means chains by verifications times batch size, and steps without such a request are rare in large
+        batches.
+        """
         step, correct = getattr(result, TIMES, None), result.num_correct_drafts_per_req_cpu
         if step is None or correct is None or step.start is None:
             return
@@ -285,13 +295,21 @@ class Runtime:
     def commit_verify(self, batch: Any, result: Any, before: list[int] | None) -> None:
         """Write a verification's accepted rows."""
         staged = getattr(result, STAGED, None)
-        if staged is not None and before is not None and self.tap is not None:
+        if self.tap is None or before is None:
+            return
+        if staged is None:
+            self.tap.flush()  # what earlier batches left does not wait for the next captured one
+        else:
             self.tap.commit_verify(batch.reqs, staged, before)
 
     def commit_prefill(self, batch: Any, result: Any, before: list[int] | None) -> None:
         """Write a prefill's rows."""
         staged = getattr(result, STAGED, None)
-        if staged is not None and self.tap is not None:
+        if self.tap is None:
+            return
+        if staged is None:
+            self.tap.flush()
+        else:
             self.tap.commit_prefill(batch.reqs, staged)
 
     def on_idle(self) -> None:

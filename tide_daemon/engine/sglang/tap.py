@@ -79,6 +79,11 @@ class Tap:
                 self.num_opted_out += 1
         return state if isinstance(state, Tracked) and not state.ended else None
 
+    def wants(self, reqs: list[Any]) -> bool:
+        """Whether a batch holds a request that is captured. All of them are decided on, in the batch's order."""
+        tracked = [self.tracked(req) for req in reqs]
+        return any(one is not None for one in tracked)
+
     def stage(self, reqs: list[Any], staged: Staged) -> Staged:
         """A verification with its top-k instead of its logits, where every row will be written.
 
