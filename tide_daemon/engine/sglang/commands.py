@@ -96,7 +96,7 @@ class Commands:
             raise EngineError("set_steps: table must be a list of [batch size, steps]")
         if not self._runtime.enabled("steps"):
             raise EngineError("the number of steps cannot be changed in this engine; see its problems")
-        if self._runtime.facts is not None and self._runtime.facts.tp_size > 1:
+        if self._runtime.num_ranks > 1:
             raise EngineError("with tensor parallelism a steps table goes to all ranks at once, by /set_internal_state")
         self._runtime.steps.set_table([(batch, steps) for batch, steps in table])
         return {}

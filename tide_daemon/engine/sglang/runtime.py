@@ -41,6 +41,7 @@ class Runtime:
         step_lock: held by each batch's forward pass and by a swap on an idle engine.
         problems: what went wrong, as sentences; the daemon reports them.
         num_errors: exceptions caught in hooks.
+        num_ranks: tensor-parallel ones that must take the same steps.
     """
 
     def __init__(self, scheduler: Any, directory: Path) -> None:
@@ -58,7 +59,7 @@ class Runtime:
         self.device = gpu.Device()
         self.recorder = StepRecorder(self.times, self.device.clock)
         self._off: set[str] = set(FEATURES)
-        self._num_ranks = 1  # tensor-parallel ones
+        self.num_ranks = 1
         self._prefill_logits = True  # they are still the target's when a prefill is staged
         self._no_draft = False  # 0 steps for good, and nothing of the draft is run
         self._defers = False  # at 0 steps the draft's KV is filled later
@@ -82,11 +83,11 @@ class Runtime:
             runtime._off = set(FEATURES)
             runtime.report(f"no control channel, so everything stays off: {error}", error)
         try:
-            runtime._num_ranks = agree.num_ranks(scheduler)
+            runtime.num_ranks = agree.num_ranks(scheduler)
         except Exception as error:
             runtime._off = set(FEATURES)
             runtime.report(f"everything stays off, the tensor-parallel ranks cannot be counted: {error}", error)
-        if runtime._num_ranks > 1:
+        if runtime.num_ranks > 1:
             runtime._agree()
         return runtime
 
@@ -157,7 +158,7 @@ class Runtime:
             self._defers = False
             checks.set_skip_zero_step_extend(False)  # SGLang fills the draft's KV at each step again
         self.report(f"{feature} switched off after {type(error).__name__}: {error}", error)
-        if self._num_ranks > 1 and feature in agree.STEERING:
+        if self.num_ranks > 1 and feature in agree.STEERING:
             raise EngineError(
                 f"this tensor-parallel rank cannot take the steps of the others without {feature}: the engine ends"
             ) from error
@@ -334,7 +335,7 @@ class Runtime:
         return True
 
     def _on_every_rank(self, ready: bool) -> bool:
-        return agree.on_every_rank(self.scheduler, [ready])[0] if self._num_ranks > 1 else ready
+        return agree.on_every_rank(self.scheduler, [ready])[0] if self.num_ranks > 1 else ready
 
     # The version in force.
 

@@ -12,6 +12,7 @@ from tests.unit.engine.test_agree import on_two_ranks
 from tide_daemon.engine.port import CaptureSettings
 from tide_daemon.engine.ring import RingReader
 from tide_daemon.engine.sglang import agree, checks, runtime
+from tide_daemon.engine.sglang.commands import Commands
 from tide_daemon.engine.sglang.runtime import STAGED, Runtime
 from tide_daemon.engine.sglang.settings import PluginSettings, write_settings
 from tide_daemon.errors import EngineError
@@ -135,6 +136,18 @@ def test_ranks_swap_together(start: Any) -> None:
         return obeyed, made.swapper.applied
 
     assert on_two_ranks(swaps) == [([False, False, True], [7])] * 2
+
+
+def test_steps_are_not_changed_on_one_rank_alone(start: Any) -> None:
+    made = start(scheduler_of(facts()))
+    Commands(made).set_steps({"table": [[2, 1]]})
+    assert made.steps.table == ((2, 1),)
+    made.num_ranks = 2
+    with pytest.raises(EngineError, match="all ranks at once"):
+        Commands(made).set_steps({"table": []})
+    assert made.steps.table == ((2, 1),)
+    made.on_internal_state({"tide_steps": 0})
+    assert made.steps.table == ()
 
 
 def test_a_rank_that_cannot_keep_step_ends(start: Any) -> None:
