@@ -17,7 +17,8 @@ def on_two_ranks(part: Callable[[int, Any], Any]) -> list[Any]:
 
     def run(rank: int) -> None:
         group = distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=30))
-        answers[rank] = part(rank, SimpleNamespace(tp_cpu_group=group, server_args=SimpleNamespace(nnodes=1)))
+        scheduler = SimpleNamespace(rank=rank, tp_cpu_group=group, server_args=SimpleNamespace(nnodes=1))
+        answers[rank] = part(rank, scheduler)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:

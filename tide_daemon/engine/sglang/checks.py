@@ -108,6 +108,12 @@ def inspect(scheduler: Any, missing_hooks: list[str]) -> Facts:
     )
 
 
+def own_ranks() -> tuple[int, int]:
+    """Data- and tensor-parallel rank of this process, also of one that `inspect` refuses."""
+    parallel = get_parallel()
+    return int(parallel.dp_rank or 0), int(parallel.tp_rank)
+
+
 def check_rows(aux: Tensor | None, rows: int, width: int) -> None:
     """Raises EngineError when a batch's aux states are not [rows, width] of a float type."""
     if aux is None or tuple(aux.shape) != (rows, width) or not aux.is_floating_point():

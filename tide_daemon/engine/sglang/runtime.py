@@ -76,9 +76,7 @@ class Runtime:
             runtime._off = set(FEATURES)
             runtime.report(f"capture, steps and swap are off: {error}", error)
         try:
-            facts = runtime.facts
-            socket = control_socket(directory, facts.dp_rank if facts else 0, facts.tp_rank if facts else 0)
-            ControlServer(socket, Commands(runtime).handlers())
+            ControlServer(control_socket(directory, *checks.own_ranks()), Commands(runtime).handlers())
         except Exception as error:
             runtime._off = set(FEATURES)
             runtime.report(f"no control channel, so everything stays off: {error}", error)

@@ -1,5 +1,6 @@
 """The runtime against stand-ins for SGLang's scheduler: what is staged, and what tensor-parallel ranks do together."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,12 +53,20 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return made
 
     monkeypatch.setattr(checks, "inspect", inspect)
-    yield lambda scheduler: Runtime.start(scheduler, tmp_path, [])
+    here = threading.local()  # a rank is a thread
+    monkeypatch.setattr(checks, "own_ranks", lambda: (0, here.rank))
+
+    def begin(scheduler: Any) -> Runtime:
+        here.rank = scheduler.rank
+        return Runtime.start(scheduler, tmp_path, [])
+
+    yield begin
     checks.set_skip_zero_step_extend(False)
 
 
 def scheduler_of(found: checks.Facts | Exception, **more: Any) -> Any:
-    plain: dict[str, Any] = {"server_args": SimpleNamespace(nnodes=2), "running_batch": None}  # nobody to agree with
+    alone = SimpleNamespace(nnodes=2)
+    plain: dict[str, Any] = {"rank": 0, "server_args": alone, "running_batch": None}
     worker = SimpleNamespace(_draft_worker=None)
     return SimpleNamespace(**(plain | {"facts": found, "model_worker": worker} | more))
 
@@ -124,6 +133,14 @@ def test_ranks_have_the_same_features(start: Any) -> None:
     assert on_two_ranks(lambda rank, scheduler: features(rank, scheduler, facts(rank, 2))) == [all_on] * 2
     found = [facts(0, 2), EngineError("not on this rank")]
     assert on_two_ranks(lambda rank, scheduler: features(rank, scheduler, found[rank])) == [all_off] * 2
+
+
+def test_a_rank_that_failed_leaves_the_others_their_channels(start: Any, tmp_path: Path) -> None:
+    start(scheduler_of(facts()))
+    first = (tmp_path / "ctl-0.sock").stat().st_ino
+    start(scheduler_of(EngineError("not on this rank"), rank=1))
+    assert (tmp_path / "ctl-0-1.sock").exists()
+    assert (tmp_path / "ctl-0.sock").stat().st_ino == first
 
 
 def test_ranks_swap_together(start: Any) -> None:
