@@ -240,13 +240,11 @@ def test_keys_are_not_shown() -> None:
 
 def test_one_rank_of_several_does_not_change_its_steps_alone() -> None:
     """The ranks' collectives would no longer match."""
-    runtime: Any = SimpleNamespace(
-        enabled=lambda feature: True, facts=SimpleNamespace(tp_size=2), steps=Steps([0, 1, 2])
-    )
+    runtime: Any = SimpleNamespace(enabled=lambda feature: True, num_ranks=2, steps=Steps([0, 1, 2]))
     with pytest.raises(EngineError, match="tensor parallelism"):
         Commands(runtime).set_steps({"table": [[1, 2]]})
     assert runtime.steps.table == ()
-    runtime.facts.tp_size = 1
+    runtime.num_ranks = 1
     Commands(runtime).set_steps({"table": [[1, 2]]})
     assert runtime.steps.table == ((1, 2),)
 

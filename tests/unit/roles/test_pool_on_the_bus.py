@@ -1,10 +1,15 @@
 """The pool over the bus: what desired state says of it, and what a trainer's answer leads to."""
 
 import asyncio
+from dataclasses import replace
 
+from tests.unit.roles import test_controller
 from tests.unit.roles.test_controller import World, leads, until
 from tide_daemon.policy.replay import replay
 from tide_daemon.wire.records import PoolScore, PositionScore, RequestScore, ShadowScore, StoredWorkload, TrainerReport
+
+# An earlier draft goes to its canary when the watch of the one that serves is over.
+SETTINGS = replace(test_controller.SETTINGS, watch_s=0.0)
 
 
 async def trainer_reports(world: World, serving: int, length: float, scoring: int = 0, *scored: PoolScore) -> None:
@@ -35,11 +40,12 @@ async def serve(world: World, version: int, parent: int) -> None:
 async def test_an_earlier_draft_is_asked_for_scored_and_served_again() -> None:
     """Desired state names it and asks; the answer leads to the old number on the node; all of it replays."""
     world = World()
-    async with world.running(world.role()) as role:
+    async with world.running(world.role(settings=SETTINGS)) as role:
         await leads(role)
         await world.server_reports()
         await serve(world, 1, 0)
         await serve(world, 2, 1)
+        await world.server_reports(version=2)  # ends the watch
         for length in (2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
             await trainer_reports(world, 2, length)
 
@@ -53,7 +59,7 @@ async def test_an_earlier_draft_is_asked_for_scored_and_served_again() -> None:
         assert (trainer.pool, trainer.pool_requests) == (((1, f"{1:064x}"),), 16)
         assert "score earlier drafts: traffic has shifted" in trainer.reason
     # Another controller takes over before the answer comes.
-    async with world.running(world.role("second")) as role:
+    async with world.running(world.role("second", settings=SETTINGS)) as role:
         await leads(role)
         await world.server_reports(version=2)
         scores = tuple(
