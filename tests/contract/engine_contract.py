@@ -57,12 +57,14 @@ class EngineContract:
             assert envelope.decode(data).request_id == chunk.request_id
             assert chunk.spec == subject.engine.spec
             requests[chunk.request_id].append(chunk)
-        whole = [parts for parts in requests.values() if parts[0].chunk_index == 0 and parts[-1].last]
+        # Of the others the beginning was taken before: only a first chunk has this number, see engine/assemble.py.
+        begun = [parts for parts in requests.values() if parts[0].chunk_index == 2 * parts[0].first_position]
+        whole = [parts for parts in begun if parts[-1].last]
         assert whole
         for parts in whole:
-            position = parts[0].first_position
+            first, position = parts[0].chunk_index, parts[0].first_position
             for index, part in enumerate(parts):
-                assert (part.chunk_index, part.first_position) == (index, position)
+                assert (part.chunk_index, part.first_position) == (first + index, position)
                 assert part.last == (index == len(parts) - 1)
                 position += len(part.token_ids)
                 if not part.last:

@@ -5,6 +5,12 @@ draft version changes, and when its oldest row has waited `max_age_s`. A request
 (its last rows were dropped, the engine died) is ended after `idle_s`, marked incomplete. Bounded: at most
 `max_open` requests, each with less than one chunk of rows; beyond, the one idle longest is ended.
 
+Rows of a request that was ended may still come, here or to a daemon that adopts the engine of a killed one. A chunk
+with a number that was used before would be dropped as a repetition, by the broker and by the trainers' stores, and
+nobody may remember which were used. So numbers are counted from twice the position of the first row at hand: what
+came before had at most one chunk a row and one without rows, so its numbers are smaller. The plug-in writes no position
+of a request twice, so positions only grow.
+
 Rows come from shared memory that another process writes, so they are checked before use. numpy only.
 """
 
@@ -19,6 +25,8 @@ from tide_daemon.errors import EngineError
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
 from tide_daemon.wire.tensors import rows_per_chunk
 
+_MAX_POSITION = 2**30 - 1
+"""Twice that is still a chunk number."""
 _COPIED = ("aux", "token_id", "next_token_id", "flags", "topk_ids", "topk_logprobs")
 
 
@@ -115,7 +123,7 @@ class Assembler:
             and ((tokens >= 0) & (tokens < vocab)).all()
             and ((following >= -1) & (following < vocab)).all()
             and ((ids >= -1) & (ids < vocab)).all()
-            and (positions >= 0).all()
+            and ((positions >= 0) & (positions <= _MAX_POSITION)).all()
             and (rows["draft_version"] >= 0).all()
             and not np.isnan(rows["topk_logprobs"]).any()
             and np.isfinite(rows["captured_at"]).all()
@@ -149,7 +157,9 @@ class Assembler:
     def _append(self, request: _Open, rows: Rows, index: np.ndarray, now: float, most: int) -> None:
         """Append consecutive rows of one version."""
         position, version = int(rows["position"][index[0]]), int(rows["draft_version"][index[0]])
-        if request.next_position not in (-1, position):
+        if request.next_position == -1:
+            request.chunk_index = 2 * position
+        elif request.next_position != position:
             self._cut(request)
             request.incomplete = True
         if version != request.draft_version:
@@ -190,7 +200,7 @@ class Assembler:
 
     def _end(self, request: _Open, *, complete: bool) -> None:
         request.incomplete |= not complete
-        if request.num_rows or request.chunk_index:
+        if request.next_position != -1:
             self._cut(request, last=True)
 
     def _cut(self, request: _Open, *, last: bool = False) -> None:

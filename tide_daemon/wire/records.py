@@ -57,7 +57,8 @@ class HiddenChunk:
         node: name of the server node.
         request_id: random 32-digit hex, made by the tap; never the client's own id.
         workload: label of the traffic class, "" if unknown.
-        chunk_index: 0-based, consecutive within a request.
+        chunk_index: tells a request's chunks apart and grows with their positions. The next chunk's is one more, unless
+            the server lost sight of the request in between; the first one's is 0 only where first_position is.
         last: the request ended with this chunk.
         incomplete: rows of this request were dropped before or inside this chunk; positions stay true.
         first_position: position of row 0 (> 0 when a cached prefix yields no states).

@@ -50,7 +50,7 @@ def assert_rows_equal_reference(
     left = dict(enumerate(sequences))
     firsts = []
     for parts in requests.values():
-        assert [part.chunk_index for part in parts] == list(range(len(parts)))
+        assert [part.chunk_index - parts[0].chunk_index for part in parts] == list(range(len(parts)))
         assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
         first = parts[0].first_position
         firsts.append(first)

@@ -146,6 +146,7 @@ def test_end_all(assembler: Assembler) -> None:
         ("token_id", -1),
         ("next_token_id", 1000),
         ("position", -5),
+        ("position", 1 << 30),
         ("flags", 64),
         ("label", 2),
         ("topk_ids", 1000),
@@ -161,6 +162,78 @@ def test_insane_rows_are_refused(assembler: Assembler, column: str, value: float
         assembler.add(rows, LABELS, 0.0, BIG)
     assert assembler.num_refused == 3
     assert assembler.take_ready() == []
+
+
+def numbers(chunks: list[HiddenChunk]) -> list[int]:
+    return [chunk.chunk_index for chunk in chunks]
+
+
+def test_one_that_was_ended_for_room_goes_on_with_other_numbers(assembler: Assembler) -> None:
+    """What has the number of a chunk that was stored counts as that chunk again, and is gone."""
+    for position in range(3):
+        for request in range(4):
+            assembler.add(make(span(request, position, position + 1)), LABELS, 0.0, BIG)
+    assembler.end_all()
+    ready = assembler.take_ready()
+    assert len({(c.request_id, c.chunk_index) for c in ready}) == len(ready) == 12
+
+
+def test_one_that_was_silent_goes_on_with_other_numbers(assembler: Assembler) -> None:
+    """Also where every row had a chunk of its own and the end one without rows."""
+    assembler.add(make(span(1, 0, 1)), LABELS, 0.0, BIG)
+    for now in (2.0, 13.0):
+        assembler.flush_old(now)
+    assembler.add(make(last(span(1, 1, 3))), LABELS, 14.0, BIG)
+    ready = assembler.take_ready()
+    assert [len(c.token_ids) for c in ready] == [1, 0, 2]
+    assert numbers(ready) == sorted(set(numbers(ready)))
+
+
+def test_another_daemon_goes_on_with_other_numbers(assembler: Assembler) -> None:
+    """The engine outlives a daemon that was killed, in the middle of its requests."""
+    assembler.add(make(span(1, 0, 3)), LABELS, 0.0, BIG)
+    assembler.flush_old(2.0)
+    adopting = Assembler(SPEC, "node", "bf16", max_age_s=1.0)
+    adopting.add(make(last(span(1, 3, 5))), LABELS, 0.0, BIG)
+    ready = assembler.take_ready() + adopting.take_ready()
+    assert numbers(ready) == sorted(set(numbers(ready)))
+    assert [c.first_position for c in ready] == [0, 3]
+
+
+def test_a_mark_alone_is_no_chunk(assembler: Assembler) -> None:
+    """The end of a request whose rows all went to a daemon before this one."""
+    assembler.add(make([{"request": 1, "position": 7, "flags": FLAG_MARK | FLAG_LAST}]), LABELS, 0.0, BIG)
+    assert assembler.take_ready() == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_numbers_are_never_used_twice_and_grow_with_positions(data: st.DataObject) -> None:
+    """However often a request is ended and begins again: for room, for silence, for another daemon."""
+    assembler = Assembler(SPEC, "node", "bf16", max_age_s=1.0, idle_s=3.0, max_open=2)
+    ready, at, now = list[HiddenChunk](), dict.fromkeys(range(3), 0), 0.0
+    for _ in range(data.draw(st.integers(1, 40))):
+        now += data.draw(st.sampled_from((0.0, 0.5, 2.0, 4.0)))
+        match data.draw(st.sampled_from(("rows", "rows", "rows", "age", "killed"))):
+            case "rows":
+                request = data.draw(st.integers(0, 2))
+                start = at[request] + data.draw(st.sampled_from((0, 0, 0, 5)))
+                at[request] = start + data.draw(st.integers(1, 4))
+                version = data.draw(st.integers(1, 2))
+                assembler.add(make(span(request, start, at[request], version=version)), LABELS, now, 3000)
+            case "age":
+                assembler.flush_old(now)
+            case "killed":
+                ready += assembler.take_ready()
+                assembler = Assembler(SPEC, "node", "bf16", max_age_s=1.0, idle_s=3.0, max_open=2)
+    assembler.end_all()
+    of: dict[str, list[HiddenChunk]] = {}
+    for chunk in ready + assembler.take_ready():
+        of.setdefault(chunk.request_id, []).append(chunk)
+    for chunks in of.values():
+        assert numbers(chunks) == sorted(set(numbers(chunks)))
+        positions = [chunk.first_position for chunk in chunks]
+        assert positions == sorted(positions)
 
 
 @settings(max_examples=100, deadline=None)
