@@ -67,9 +67,8 @@ class Shipping:
         Nothing is taken before a broker has said how large a message may be; until then rows stay in the engine.
         """
         while True:
-            limit = min(self._chunk_bytes, self._bus.max_payload)
-            if not self._taken and limit > 0 and self._engine.spec is not None:
-                self._taken.extend(self._engine.take_chunks(limit))
+            if not self._taken:
+                self._take()
             self._encode()
             if self._encoded:
                 await self._ship_first()
@@ -77,7 +76,14 @@ class Shipping:
                 await asyncio.sleep(self._drain_interval_s)
 
     async def rest(self) -> None:
-        """Ship what was taken from the engine. A chunk that fails is logged: the others may still leave."""
+        """Ship what was taken from the engine, and what it left when it was stopped: the ring is emptied only then.
+
+        A chunk that fails is logged: the others may still leave.
+        """
+        try:
+            self._take()
+        except Exception as error:
+            log.exception("chunks_not_taken", error=str(error))
         while self._taken or self._encoded:
             self._encode()
             if self._encoded:
@@ -85,6 +91,11 @@ class Shipping:
                     await self._ship_first()
                 except Exception as error:
                     log.exception("chunk_not_published", error=str(error))
+
+    def _take(self) -> None:
+        limit = min(self._chunk_bytes, self._bus.max_payload)
+        if limit > 0 and self._engine.spec is not None:
+            self._taken.extend(self._engine.take_chunks(limit))
 
     def _encode(self) -> None:
         """Have the next chunks encoded."""

@@ -13,6 +13,7 @@ from tests.trainer_samples import chunks
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.outbox import Outbox
 from tide_daemon.bus.topology import TopologyLimits, build_topology
+from tide_daemon.errors import EngineError
 from tide_daemon.roles import shipping as module
 from tide_daemon.roles.leaving import Leaving
 from tide_daemon.roles.shipping import Shipping
@@ -109,6 +110,32 @@ async def test_cancelled_while_waiting_for_room_it_leaves_with_the_rest(monkeypa
     outbox.open.set()
     await asyncio.wait_for(shipped.rest(), LIMIT_S)
     assert order(outbox.came) == order(sent) and len(encoded) == len(sent)
+
+
+async def test_what_the_engine_left_at_its_end_leaves_with_the_rest() -> None:
+    """The ring is emptied when the engine has ended, which is after the loops have."""
+    outbox, given, told = Recorded(), list(chunks(1)), list[str]()
+    outbox.open.set()
+    shipped = shipping(outbox, given, told)
+    await ended(shipped, lambda: len(outbox.came) == 2)
+    given += chunks(2)
+    await asyncio.wait_for(shipped.rest(), LIMIT_S)
+    assert order(outbox.came) == order([*chunks(1), *chunks(2)])
+
+
+async def test_an_engine_that_fails_at_its_end_keeps_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken before leaves."""
+    outbox, sent = Recorded(), list(chunks(1))
+    outbox.open.set()
+    shipped = shipping(outbox, [], [])
+    shipped._taken.extend(sent)
+
+    def failing(max_bytes: int) -> list[HiddenChunk]:
+        raise EngineError("gone")
+
+    monkeypatch.setattr(shipped._engine, "take_chunks", failing)
+    await asyncio.wait_for(shipped.rest(), LIMIT_S)
+    assert order(outbox.came) == order(sent)
 
 
 async def test_what_cannot_be_encoded_is_told_and_holds_nothing_up() -> None:

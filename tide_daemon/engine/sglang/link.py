@@ -139,8 +139,11 @@ class EngineLink:
 
     def _forget(self, rank: _Rank) -> None:
         """Drain and close a rank's ring."""
+        self._drain(rank, self._chunk_bytes, everything=True)
+        self._close(rank)
+
+    def _close(self, rank: _Rank) -> None:
         if rank.ring is not None and rank.assembler is not None:
-            self._drain(rank, self._chunk_bytes, everything=True)
             rank.assembler.end_all()
             self._old += rank.assembler.take_ready()
             rank.ring.close()
@@ -157,10 +160,9 @@ class EngineLink:
             stale.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the rings; what is left in them waits for the next reader."""
+        """Close the rings. What is left in them waits for the next reader; what was taken may be had from us."""
         for rank in self._ranks.values():
-            if rank.ring is not None:
-                rank.ring.close()
+            self._close(rank)
         self._ranks.clear()
 
     def take_chunks(self, max_bytes: int) -> list[HiddenChunk]:
