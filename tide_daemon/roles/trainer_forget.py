@@ -15,6 +15,7 @@ later, from a server that had not heard yet, is refused by the ingest and has 3 
 
 import asyncio
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 
 import structlog
@@ -115,18 +116,28 @@ class Forgetter:
                 self._drop(request_id, sequence)
             else:
                 sought[request_id] = before
-                due.again = False
         if not sought:
             return
+        for request_id in sought:
+            self._due[request_id].again = False
+        try:
+            await self._erase_streamed(sought)
+            for request_id, before in sought.items():
+                await self._tell(request_id, before)
+                self._drop(request_id, turn[request_id])
+        except Exception:
+            # Not looked at to the end: an answer of before must not be taken for one to this.
+            for request_id in sought.keys() & self._due.keys():
+                self._due[request_id].again = True
+            raise
+
+    async def _erase_streamed(self, sought: Container[str]) -> None:
         for sequence, message_id in await self._bus.message_ids(
             subjects.all_hidden(self._model), forget_reader(self._trainer)
         ):
             request = subjects.request_of_chunk(message_id)
             if request is not None and request in sought and await self._bus.erase(STREAM, sequence):
                 self._due[request].num_streamed += 1
-        for request_id, before in sought.items():
-            await self._tell(request_id, before)
-            self._drop(request_id, turn[request_id])
 
     async def _answer(self, request_id: str) -> tuple[SamplesForgotten | None, int]:
         """What we told of it before, and where that stands; (None, 0) if nothing."""
