@@ -22,6 +22,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from tide_daemon.addresses import without_login
 from tide_daemon.errors import BusClosedError, BusError, BusSetupError, BusUnavailableError, MessageTooLargeError
 
 MIN_SERVER = (2, 11)
@@ -62,6 +63,11 @@ class ConnectSettings:
     pending_bytes: int = 32 << 20
     tls: ssl.SSLContext | None = None
 
+    @property
+    def where(self) -> str:
+        """The addresses as they may be told."""
+        return ", ".join(map(without_login, self.urls))
+
 
 class Connection:
     """An open connection. Make one with `await Connection.open(settings)`.
@@ -101,7 +107,7 @@ class Connection:
             version = connection.client.connected_server_version
             if (version.major, version.minor) < MIN_SERVER:
                 raise BusSetupError(
-                    f"the nats-server at {', '.join(settings.urls)} is version {version.major}.{version.minor}."
+                    f"the nats-server at {settings.where} is version {version.major}.{version.minor}."
                     f"{version.patch}; 2.11 or later is needed (older ones silently ignore settings)"
                 )
             connection._reply_prefix = connection.client.new_inbox()
@@ -147,18 +153,18 @@ class Connection:
             )
             if self._rejected.done():
                 self._must_close = True
-                raise BusSetupError(f"the nats-server at {', '.join(settings.urls)} refuses us: {self._last_error}")
+                raise BusSetupError(f"the nats-server at {settings.where} refuses us: {self._last_error}")
             if not connecting.done():
                 self._must_close = True
                 raise BusUnavailableError(
-                    f"no nats-server answered at {', '.join(settings.urls)} within {settings.first_connect_s:g} s"
+                    f"no nats-server answered at {settings.where} within {settings.first_connect_s:g} s"
                     f" ({self._last_error or 'no error seen'})"
                 )
             try:
                 connecting.result()
                 self._must_close = True
             except (OSError, ValueError, ImportError, nats.errors.Error) as error:
-                raise BusSetupError(f"cannot connect to {', '.join(settings.urls)}: {error}") from error
+                raise BusSetupError(f"cannot connect to {settings.where}: {error}") from error
         finally:
             connecting.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError, ValueError, ImportError, nats.errors.Error):
@@ -177,7 +183,7 @@ class Connection:
             return ""
         if self._closed.done():
             return f"the connection to the broker is closed: {self._closed.result()}"
-        return f"not connected to the broker at {', '.join(self.settings.urls)} ({self._last_error or 'no error seen'})"
+        return f"not connected to the broker at {self.settings.where} ({self._last_error or 'no error seen'})"
 
     @property
     def max_payload(self) -> int:

@@ -4,10 +4,10 @@ Each rule adds a sentence that says what is wrong and what to change; load.py ra
 """
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from tide_daemon.addresses import without_login
 from tide_daemon.api_keys import KEY_FLAGS
 from tide_daemon.config.sections import ROLES, SECTION_ROLES, Config, all_settings
 from tide_daemon.loopback import is_loopback
@@ -54,11 +54,6 @@ def warnings_of(config: Config, roles: Sequence[str], origins: Mapping[str, str]
     return warnings
 
 
-def show_address(url: str) -> str:
-    """An address without user and password."""
-    return re.sub(r"//[^/@\s]+@", "//", url)
-
-
 def _is_near(url: str) -> bool:
     return is_loopback(urlsplit(url).hostname or "")
 
@@ -87,7 +82,7 @@ def _bus_problems(config: Config, roles: Sequence[str]) -> list[str]:
     outside = [address for address in bus.url.split(",") if address.startswith("nats://") and not _is_near(address)]
     if outside and not bus.allow_plaintext:
         problems.append(
-            f"bus.url: {show_address(outside[0])} is another machine and not encrypted; "
+            f"bus.url: {without_login(outside[0])} is another machine and not encrypted; "
             "begin it with tls://, or set bus.allow_plaintext"
         )
     tls_files = {"tls_ca_file": bus.tls_ca_file, "tls_cert_file": bus.tls_cert_file, "tls_key_file": bus.tls_key_file}

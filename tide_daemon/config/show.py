@@ -1,10 +1,10 @@
 """The configuration as text: --check (what is in force and why) and --reference (a complete commented file)."""
 
 import json
-import re
 import textwrap
 from pathlib import Path
 
+from tide_daemon.addresses import show_addresses
 from tide_daemon.api_keys import without_keys
 from tide_daemon.config.fields import Setting, Value, show_number
 from tide_daemon.config.load import Resolved
@@ -74,7 +74,7 @@ def _without_secrets(setting: Setting, value: Value) -> str:
     if setting.key == "server.arguments" and isinstance(value, tuple):
         return to_toml(tuple(without_keys([str(word) for word in value])))
     if isinstance(value, str | Path):
-        return re.sub(r"//[^/@\s]+@", f"//{HIDDEN}@", to_toml(value))
+        return show_addresses(to_toml(value), f"{HIDDEN}@")
     return to_toml(value)
 
 

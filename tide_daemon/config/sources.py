@@ -31,7 +31,8 @@ class Collected:
         try:
             checked = setting.from_text(str(value)) if is_text else setting.validate(value)
         except SettingError as error:
-            reason = "the value is not allowed: " + setting.allowed() if setting.rules.secret else str(error)
+            is_secret = setting.rules.secret or "@" in str(value)  # an address with a password in it
+            reason = "the value is not allowed: " + setting.allowed() if is_secret else str(error)
             self.problems.append(f"{setting.key} ({origin}): {reason}")
             self.failed.add(setting.key)
             return

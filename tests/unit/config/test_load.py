@@ -189,6 +189,31 @@ def test_secrets_are_never_shown() -> None:
     assert "s3cret" not in short and "16 to 256 printable characters" in short
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://anna:s3cret@10.0.0.1:1",
+        "anna:s3cret@10.0.0.1:1",
+        "nats://anna:s3 cret@10.0.0.1:1",
+        "nats://anna:s3/cret@10.0.0.1:1",
+        "nats://anna:s3@cret@10.0.0.1:1",
+        "nats://anna:s3,cret@10.0.0.1:1",
+    ],
+)
+def test_an_address_that_is_refused_is_told_without_its_password(url: str) -> None:
+    """Whatever is wrong with it."""
+    told = problems(("controller",), None, {"TIDE_BUS_URL": url})
+    assert "bus.url" in told and "nats://" in told
+    assert "s3" not in told and "cret" not in told
+
+
+def test_addresses_are_shown_without_passwords() -> None:
+    """--check, with several of them and with characters that an address should not hold."""
+    url = "tls://anna:s3@cret@h1:1,tls://bert:s3/cret@h2:2"
+    text = show.resolved(load(("controller",), None, {"TIDE_BUS_URL": url}))
+    assert "tls://(hidden)@h1:1,tls://(hidden)@h2:2" in text and "cret" not in text and "s3" not in text
+
+
 def test_check_prints_every_setting_once() -> None:
     """--check lists all of them with an origin."""
     text = show.resolved(load(("controller",), None, URL))
