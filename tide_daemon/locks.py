@@ -6,7 +6,7 @@ The kernel drops an flock when its process ends, however it ends, so nothing is 
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tide_daemon.errors import TideError
@@ -35,7 +35,8 @@ def role_locks(state_dir: Path, roles: Sequence[str]) -> Iterator[None]:
                     f"another daemon (process {holder}) runs the role {role} with {state_dir}; "
                     "stop it, or give this one another node.state_dir"
                 ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            # On a full disk the name of the holder is missing, and nothing is left in a buffer that cannot be written.
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), f"{os.getpid()}\n".encode())
         yield
