@@ -57,13 +57,14 @@ class ServiceLink:
         self._is_stopping = False
         self._late: frozenset[str] = frozenset()
         self._status = ""
+        self._problem = ""
         self._beaten_at = -1e9
         self._beat_s = min(_BEAT_S, notifier.watchdog_s / 3) if notifier.watchdog_s else _BEAT_S
 
     async def run(self) -> None:
         """For ever. Ends only by cancellation."""
         while True:
-            self.turn(time.monotonic())
+            self._turn_or_beat()
             waiting_for_ready = not self._is_ready and not self._is_stopping
             pause_s = min(self._beat_s, _POLL_S) if waiting_for_ready else self._beat_s
             if self._is_stopping:
@@ -74,6 +75,18 @@ class ServiceLink:
                     await self._stop.wait()
             except TimeoutError:
                 continue
+
+    def _turn_or_beat(self) -> None:
+        """A turn, or at least a beat: that what is told cannot be found out is no hang, and no reason to be ended."""
+        try:
+            self.turn(time.monotonic())
+            self._problem = ""
+        except Exception as error:
+            if (problem := repr(error)) != self._problem:
+                log.exception("service_manager_not_told", error=problem)
+            self._problem = problem
+            if not self._late or self._is_stopping:
+                self._notifier.tell(WATCHDOG=1)
 
     def turn(self, now: float) -> None:
         """Look at the daemon and tell what is due at `now`, monotonic seconds."""

@@ -241,12 +241,12 @@ class Connection:
 
         Raises:
             BusUnavailableError: no answer, or JetStream is not (yet) there.
+            BusError: the answer is none of JetStream's.
         """
         message = await self.request(self.api_subject(request), json.dumps(body or {}).encode(), timeout_s)
         if status(message) == "503":
             raise BusUnavailableError(f"nobody answers {request}: JetStream is not enabled, starting or leaderless")
-        answer: dict[str, Any] = json.loads(message.data)
-        return answer
+        return decoded(message, request)
 
     def api_subject(self, request: str) -> str:
         """The full subject of a JetStream API request."""
@@ -339,3 +339,18 @@ def _check_seed(path: str) -> None:
 def status(message: Msg) -> str:
     """The status code of a message without payload, "" if it has none."""
     return str((message.headers or {}).get("Status", "")) if not message.data else ""
+
+
+def decoded(answer: Msg, asked: str) -> dict[str, Any]:
+    """JetStream's answer, whose "error", if it has one, is a map.
+
+    Raises:
+        BusError: it is something else. Whoever may subscribe to a subject may answer what is published to it.
+    """
+    try:
+        body = json.loads(answer.data)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("error", {}), dict):
+        raise BusError(f"not an answer of JetStream to {asked}: {answer.data[:100]!r}")
+    return body

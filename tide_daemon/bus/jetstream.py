@@ -12,7 +12,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from tide_daemon.bus import admin, erasing
-from tide_daemon.bus.connection import Connection, ConnectSettings, status
+from tide_daemon.bus.connection import Connection, ConnectSettings, decoded, status
 from tide_daemon.bus.lease import CasLease
 from tide_daemon.bus.port import StoredMessage, StreamDepth
 from tide_daemon.bus.puller import JetStreamPuller
@@ -100,10 +100,13 @@ class JetStreamBus:
         answer = await self.connection.request(subject, data, timeout_s, headers or None)
         if status(answer) == "503":
             raise BusUnavailableError(f"no stream takes {subject}: it is not set up, or the server is just starting")
-        body = json.loads(answer.data)
+        body = decoded(answer, subject)
         error = body.get("error")
         if error is None:
-            return int(body["seq"])
+            sequence = body.get("seq")
+            if not isinstance(sequence, int):
+                raise BusError(f"not an answer to a publish: {answer.data[:100]!r} for {subject}")
+            return sequence
         code, text = error.get("err_code"), error.get("description")
         if code in _WRONG_LAST_SEQUENCE:
             return await self._own_or_conflict(subject, message_id)

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+import structlog
+
 from tide_daemon.bus.port import Bus
 from tide_daemon.errors import BusError, BusFullError, BusUnavailableError
+
+log = structlog.get_logger()
 
 WhenFull = Literal["drop_oldest", "refuse"]
 
@@ -28,7 +32,7 @@ class OutboxStats:
 
     Attributes:
         num_dropped: not stored because the budget was spent ("drop_oldest" and "refuse" alike).
-        num_failed: not stored because the broker refused for good, or for longer than give_up_s.
+        num_failed: not stored because the broker refused for good, or for longer than give_up_s, or for a bug of ours.
         num_retried: attempts after the first.
         last_error: why the newest failed attempt did, "" if none did.
         problem: the same until a message is stored again.
@@ -183,6 +187,11 @@ class Outbox:
             except BusError as error:
                 # Too large, not permitted, closed: the next attempt would end the same way.
                 self.stats.last_error = self.stats.problem = str(error)
+                self.stats.num_failed += 1
+                return
+            except Exception as error:  # a bug must not end the task: with one task it would be the end of all messages
+                log.exception("message_not_published", subject=message.subject)
+                self.stats.last_error = self.stats.problem = f"{type(error).__name__}: {error}"
                 self.stats.num_failed += 1
                 return
             else:

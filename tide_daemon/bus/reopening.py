@@ -260,11 +260,12 @@ class ReopeningBus:
                 self._fault = ""
             except BusClosedError:
                 return
-            except BusError as error:
-                self._fault = str(error)
+            except Exception as error:  # with a bug too: else nobody looks again while this connection lasts
+                self._fault = str(error) if isinstance(error, BusError) else f"{type(error).__name__}: {error}"
                 self._came_back.set()
-                await asyncio.sleep(self._wait_s[1])
             self._tell()
+            if self._fault:
+                await asyncio.sleep(self._wait_s[1])
 
     def _on_change(self) -> None:
         if self._bus is not None and self._bus.connected:

@@ -14,10 +14,13 @@ from collections import deque
 from collections.abc import Callable
 
 import orjson
+import structlog
 from aiohttp import web
 
 from tide_daemon.status.page_state import page_state
 from tide_daemon.status.source import Source
+
+log = structlog.get_logger()
 
 STATE_INTERVAL_S = 1.0
 POINT_INTERVAL_S = 2.0
@@ -38,13 +41,22 @@ class Live:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep the history, until cancelled."""
+        """Keep the history, until cancelled. A point that cannot be made is missing; the next one may be there."""
+        problem = ""
         while True:
-            now = time.time()
-            point = page_state(self._source, now)["point"]
-            assert isinstance(point, dict)
-            self._points.append((round(now, 1), point))
+            try:
+                self._add_point(time.time())
+                problem = ""
+            except Exception as error:
+                if repr(error) != problem:
+                    log.exception("chart_point_not_made")
+                problem = repr(error)
             await asyncio.sleep(POINT_INTERVAL_S)
+
+    def _add_point(self, now: float) -> None:
+        point = page_state(self._source, now)["point"]
+        assert isinstance(point, dict)
+        self._points.append((round(now, 1), point))
 
     def stop(self) -> None:
         """Have every stream end at once."""

@@ -122,3 +122,24 @@ def test_the_environment_is_taken_over_and_emptied() -> None:
     assert notifier.is_heard and notifier.watchdog_s == 30.0 and environ == {"X": "1"}
     assert Notifier.from_environment({"WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}).watchdog_s == 0.0
     assert not Notifier.from_environment({"NOTIFY_SOCKET": "vsock:2:1"}).is_heard
+
+
+async def test_a_fault_in_what_is_told_is_no_hang(manager: ServiceManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd would end a daemon that serves, since its words of status cannot be made."""
+    watched, stop = Watched(), asyncio.Event()
+    watched.is_ready = True
+    service = link(manager, watched, stop, watchdog_s=0.15)
+
+    def failing() -> Mapping[str, str]:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(watched, "health", failing)
+    running = asyncio.create_task(service.run())
+    await asyncio.sleep(0.5)
+    assert not running.done()
+    assert sum("WATCHDOG" in message for message in heard(manager)) >= 3
+    monkeypatch.undo()
+    await asyncio.sleep(0.2)
+    assert heard(manager)[-1].get("WATCHDOG") == "1"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

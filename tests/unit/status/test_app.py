@@ -13,9 +13,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import tide_daemon.status
 from tide_daemon.errors import ConfigError
+from tide_daemon.status import live
 from tide_daemon.status.access import SESSION_S, Token, make_session
 from tide_daemon.status.app import StatusServer, StatusSettings, make_app
-from tide_daemon.status.live import MAX_VIEWERS
+from tide_daemon.status.live import MAX_VIEWERS, Live
 from tide_daemon.status.problems import problems_of
 
 TOKEN = "0123456789abcdef"
@@ -291,3 +292,23 @@ async def test_a_free_port_is_told_and_a_taken_one_refused() -> None:
             await StatusServer(Snapshots(), StatusSettings(port=first.port)).start()
     finally:
         await first.stop()
+
+
+async def test_the_history_goes_on_after_a_point_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One state that cannot be shown must not be the end of the charts."""
+    monkeypatch.setattr(live, "POINT_INTERVAL_S", 0.01)
+    source = Snapshots()
+    history, snapshots, asked = Live(source), source.snapshot, list[int]()
+
+    def failing_first() -> Mapping[str, object]:
+        asked.append(1)
+        if len(asked) == 1:
+            raise KeyError("a bug")
+        return snapshots()
+
+    monkeypatch.setattr(source, "snapshot", failing_first)
+    running = asyncio.create_task(history.run())
+    await asyncio.sleep(0.3)
+    assert not running.done() and history._points
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
