@@ -32,6 +32,8 @@ log = structlog.get_logger()
 MAX_TENSOR_BYTES = 8 << 30
 _PART_BYTES = 1 << 20
 _ENVELOPE_BYTES = 4096
+_NOT_A_NUMBER = (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError)
+"""What reading a number from somebody else's JSON may raise."""
 
 
 async def publish_target_rows(bus: Bus, spec: TargetSpec, model_dir: str | Path) -> int:
@@ -102,7 +104,10 @@ async def fetch_target_rows(bus: Bus, spec: TargetSpec, folder: Path) -> bool:
     marker = await _read(bus, spec.model, "config", 0)
     if marker is None:
         return False
-    config = json.loads(await _collect(bus, spec, "config", 1, 1 << 20))
+    try:
+        config = json.loads(await _collect(bus, spec, "config", 1, 1 << 20))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the target's config.json on the bus is not JSON: {error}") from None
     if not isinstance(config, dict) or (config.get("hidden_size"), config.get("vocab_size")) != (
         spec.hidden_size,
         spec.vocab_size,
@@ -119,7 +124,7 @@ async def fetch_target_rows(bus: Bus, spec: TargetSpec, folder: Path) -> bool:
         shapes = layer_shapes(config)
         flat = await _tensor(bus, spec, "last_layer", (sum(prod(shape) for shape in shapes.values()),))
         parts = torch.split(flat, [prod(shape) for shape in shapes.values()])
-        layer = f"model.layers.{int(config['num_hidden_layers']) - 1}."
+        layer = f"model.layers.{last_layer(config)}."
         tensors |= {
             f"{layer}{name}.weight": part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
@@ -132,14 +137,16 @@ def layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of LAYER_TENSORS in their order, from a target's config.json.
 
     Raises:
-        WireError: the config lacks a field.
+        WireError: the config lacks a field, or has one that cannot be.
     """
     try:
         hidden, heads, inner = (int(config[n]) for n in ("hidden_size", "num_attention_heads", "intermediate_size"))
         kv_heads = int(config.get("num_key_value_heads") or heads)
         head = int(config.get("head_dim") or hidden // heads)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise WireError(f"the target's config.json on the bus is not a Llama-like one: {error}") from None
+    except _NOT_A_NUMBER as error:
+        raise WireError(f"the target's config.json on the bus is not a Llama-like one: {error!r}") from None
+    if min(hidden, heads, inner, kv_heads, head) < 1:
+        raise WireError("the target's config.json on the bus is not a Llama-like one: it has sizes below 1")
     shapes: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,),
         "self_attn.q_proj": (heads * head, hidden),
@@ -152,6 +159,18 @@ def layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj": (hidden, inner),
     }
     return {name: shapes[name] for name in LAYER_TENSORS}
+
+
+def last_layer(config: dict[str, Any]) -> int:
+    """Index of the last decoder layer, from a target's config.json.
+
+    Raises:
+        WireError: the config does not tell.
+    """
+    try:
+        return int(config["num_hidden_layers"]) - 1
+    except _NOT_A_NUMBER as error:
+        raise WireError(f"the target's config.json on the bus does not tell its layers: {error!r}") from None
 
 
 async def _tensor(bus: Bus, spec: TargetSpec, name: str, shape: tuple[int, ...]) -> Tensor:

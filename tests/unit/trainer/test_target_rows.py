@@ -1,5 +1,6 @@
 """The target's frozen tensors travel over the bus and arrive bit for bit, or not at all."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tide_daemon.bus.topology import TopologyLimits, build_topology
 from tide_daemon.errors import WireError
 from tide_daemon.roles.target_rows import fetch_target_rows, is_intact, publish_target_rows
 from tide_daemon.trainer.frozen import load_frozen
-from tide_daemon.wire import subjects
+from tide_daemon.wire import envelope, subjects
+from tide_daemon.wire.records import TargetRows
 
 
 @pytest.fixture
@@ -56,3 +58,45 @@ async def test_a_hole_in_the_rows_is_reported(bus: MemoryBus, tmp_path: Path) ->
     await bus.purge(subjects.target_rows("tiny", "embed_tokens", 0))
     with pytest.raises(WireError, match="rows from 0 of the target's embed_tokens"):
         await fetch_target_rows(bus, SPEC, tmp_path / "fetched")
+
+
+async def publish_config(bus: MemoryBus, text: bytes) -> None:
+    """A hostile or damaged config.json among rows that are right."""
+    record = TargetRows(SPEC, "config", 0, len(text) // 2, len(text) // 2, 1, text)
+    await bus.publish(subjects.subject_of("tiny", record), envelope.encode(record))
+
+
+@pytest.mark.parametrize("text", [b"{ ", b"\xff\xff", b"[" * 5000, b"[]", b"7 "], ids=lambda text: repr(text[:8]))
+async def test_a_config_that_is_none_is_refused(bus: MemoryBus, tmp_path: Path, text: bytes) -> None:
+    """As something wrong on the bus, which a trainer reports, and tries again."""
+    await publish_target_rows(bus, SPEC, write_target(tmp_path / "target"))
+    await publish_config(bus, text)
+    with pytest.raises(WireError):
+        await fetch_target_rows(bus, SPEC, tmp_path / "fetched")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": None},
+        {"num_hidden_layers": "two"},
+        {"num_hidden_layers": 1e999},
+        {"num_hidden_layers": [2]},
+        {"intermediate_size": -5},
+        {"intermediate_size": 0},
+        {"intermediate_size": 1e999},
+        {"num_key_value_heads": "x"},
+        {"head_dim": 2**70},
+        {"head_dim": -8},
+    ],
+    ids=str,
+)
+async def test_a_config_with_odd_numbers_is_refused(bus: MemoryBus, tmp_path: Path, change: dict[str, object]) -> None:
+    """Nothing but WireError, whatever the numbers are; and nothing is written."""
+    await publish_target_rows(bus, SPEC, write_target(tmp_path / "target"))
+    config = json.loads((tmp_path / "target" / "config.json").read_text()) | change
+    text = json.dumps({name: value for name, value in config.items() if value is not None}).encode()
+    await publish_config(bus, text + b" " * (len(text) % 2))
+    with pytest.raises(WireError):
+        await fetch_target_rows(bus, SPEC, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
