@@ -43,6 +43,10 @@ class DraftState:
     digest: str
 
 
+NO_EPOCH = 0
+"""Epoch in the statistics of an engine that does not answer: they count nothing, and it may be the same one."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters since the engine started, and what it runs now.
@@ -51,8 +55,8 @@ class EngineStats:
         state: "starting", "ready", "capture_off" or "down".
         steps: cumulative per (batch size, num_steps) since the engine started; the role takes differences.
         workloads: cumulative drafted chains and tokens of captured requests by workload.
-        epoch: changes when the engine process was replaced, so that counters begin again; 0 when the engine does not
-            answer: then its counters are not known.
+        epoch: changes when the engine process was replaced, so that counters begin again; NO_EPOCH when the engine does
+            not answer: then its counters are not known.
     """
 
     state: str

@@ -1,12 +1,14 @@
 """Turns the engine's cumulative counters into reports of what is new. Pure: no clock, no I/O.
 
 The engine counts since it started; the controller wants differences, and must not mistake a
-restarted engine for negative traffic. `engine/port.py` describes both sides' fields.
+restarted engine for negative traffic, nor what an engine has counted before for something new: not when
+this daemon was started beside an engine that ran already, not when the engine fell silent for a while.
+`engine/port.py` describes both sides' fields.
 """
 
 from dataclasses import dataclass, field, replace
 
-from tide_daemon.engine.port import EngineStats
+from tide_daemon.engine.port import NO_EPOCH, EngineStats
 from tide_daemon.wire.records import DraftFailure, NodeReport, StepStats, WorkloadSteps
 
 MAX_WORKLOADS = 16
@@ -21,8 +23,9 @@ class ReportBuilder:
 
     node: str
     _sequence: int = 0
-    _previous: EngineStats | None = None
-    _previous_at: float = 0.0
+    _counted: EngineStats | None = None
+    _counted_at: float = 0.0
+    _reported_at: float | None = None
     _problems: list[str] = field(default_factory=list)
 
     def note(self, problem: str, keep: int = 16) -> None:
@@ -40,28 +43,34 @@ class ReportBuilder:
         bytes_published: int,
         draft_failure: DraftFailure | None = None,
     ) -> NodeReport:
-        """What happened between the previous call and this one.
+        """What happened since the engine was heard of before.
 
         Args:
             stats: cumulative since the engine's epoch began.
-            at: unix seconds; the interval is the span since the previous call (0.0 on the first).
+            at: unix seconds; the interval is the span that the counts cover (0.0 on the first call).
 
         Returns:
             A report whose `steps` hold differences; problems noted since the last report are handed over.
         """
-        before = self._previous
-        same_engine = before is not None and before.epoch == stats.epoch
-        old = {step_key(s): s for s in before.steps} if before is not None and same_engine else {}
+        # The first statistics are what later ones are compared with: an engine that was started just now has counted
+        # next to nothing, one that ran before this daemon did has told it to another.
+        before = stats if self._counted is None else self._counted
+        is_silent = stats.epoch == NO_EPOCH
+        same_engine = before.epoch == stats.epoch
+        old = {step_key(s): s for s in before.steps} if same_engine else {}
         steps = tuple(
             difference
             for current in stats.steps
             if (difference := subtract(current, old.get(step_key(current)))).num_verifies > 0
         )
-        earlier = {w.workload: w for w in before.workloads} if before is not None and same_engine else {}
+        earlier = {w.workload: w for w in before.workloads} if same_engine else {}
         workloads = [newer(current, earlier.get(current.workload)) for current in stats.workloads]
-        interval_s = max(0.0, at - self._previous_at) if self._previous is not None else 0.0
+        since = self._reported_at if is_silent or self._counted is None else self._counted_at
+        interval_s = max(0.0, at - since) if since is not None else 0.0
         self._sequence += 1
-        self._previous, self._previous_at = stats, at
+        self._reported_at = at
+        if not is_silent:
+            self._counted, self._counted_at = stats, at
         problems, self._problems = tuple(self._problems) + stats.problems[-4:], []
         return NodeReport(
             node=self.node,

@@ -18,7 +18,7 @@ import structlog
 
 from tide_daemon.bus.outbox import Outbox
 from tide_daemon.bus.port import Bus
-from tide_daemon.engine.port import Engine, EngineStats
+from tide_daemon.engine.port import NO_EPOCH, Engine, EngineStats
 from tide_daemon.errors import TideError, WireError
 from tide_daemon.policy.alone import Alone
 from tide_daemon.policy.events import ServerReported
@@ -359,7 +359,7 @@ class ServerRole:
 def _counted(stats: EngineStats | None) -> dict[str, int]:
     """What the engine counts. Nothing while it does not answer: from 0 back to what they were, counters would seem to
     have grown by all of it."""
-    if stats is None or not stats.epoch:
+    if stats is None or stats.epoch == NO_EPOCH:
         return {}
     return {
         "rows_written": stats.rows_written,

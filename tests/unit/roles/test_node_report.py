@@ -16,11 +16,28 @@ def build(builder: ReportBuilder, engine: EngineStats, at: float):
     return builder.build(engine, at, applied_generation=3, rows_published=0, bytes_published=0)
 
 
-def test_first_report_has_everything_so_far() -> None:
-    """The first report carries the engine's counters as they are, with no interval to divide by."""
-    report = build(ReportBuilder("n"), stats(FIRST), 100.0)
-    assert report.steps == (FIRST,)
-    assert report.interval_s == 0.0
+def test_what_was_before_the_first_report_is_not_new() -> None:
+    """An engine that was adopted has counted for days: told once more, that would count as what happened just now."""
+    builder = ReportBuilder("n")
+    served = (WorkloadSteps("chat", 10, 15),)
+    report = build(builder, replace(stats(FIRST), workloads=served), 100.0)
+    assert (report.steps, report.workloads, report.interval_s) == ((), (), 0.0)
+    report = build(builder, replace(stats(LATER), workloads=served), 101.0)
+    assert [(step.num_verifies, step.num_tokens) for step in report.steps] == [(4, 14)] and report.workloads == ()
+
+
+def test_an_engine_that_was_silent_is_not_another_one() -> None:
+    """Its counters went on meanwhile: what is new covers the whole silence, and nothing is told twice."""
+    builder = ReportBuilder("n")
+    silent = replace(stats(epoch=0), state="down")
+    assert build(builder, silent, 99.0).steps == ()
+    assert build(builder, stats(FIRST), 100.0).steps == (), "silent from the start on: still the first that is known"
+    assert [build(builder, silent, at).interval_s for at in (101.0, 102.0)] == [1.0, 1.0]
+    report = build(builder, stats(LATER), 103.0)
+    assert [(step.num_verifies, step.num_tokens) for step in report.steps] == [(4, 14)]
+    assert report.interval_s == 3.0
+    build(builder, silent, 104.0)
+    assert build(builder, stats(FIRST, epoch=2), 105.0).steps == (FIRST,), "another one after all"
 
 
 def test_later_reports_carry_differences() -> None:
@@ -52,6 +69,7 @@ def test_restarted_engine_is_not_negative_traffic() -> None:
 def test_workloads_are_differences_and_bounded() -> None:
     """Since the last report, those with most chains, none without any."""
     builder = ReportBuilder("n")
+    build(builder, stats(), 0.0)
     first = replace(stats(), workloads=(WorkloadSteps("chat", 10, 15), WorkloadSteps("code", 20, 50)))
     assert build(builder, first, 1.0).workloads == first.workloads
     later = replace(first, workloads=(WorkloadSteps("chat", 10, 15), WorkloadSteps("code", 30, 75)))

@@ -15,7 +15,7 @@ import structlog
 
 from tide_daemon.engine.assemble import Assembler
 from tide_daemon.engine.control import ControlClient
-from tide_daemon.engine.port import CaptureSettings, DraftState, EngineStats
+from tide_daemon.engine.port import NO_EPOCH, CaptureSettings, DraftState, EngineStats
 from tide_daemon.engine.ring import RingReader
 from tide_daemon.engine.sglang.merge import merge_steps, merge_workloads, parse_steps
 from tide_daemon.engine.sglang.ranks import steps_args, swap_args, tell_every_rank
@@ -249,7 +249,7 @@ class EngineLink:
         """Statistics of an engine that does not answer. That a starting one does not is no problem."""
         problems = tuple(text for text in (problem, self.problem if state != "starting" else "") if text)
         nothing = DraftState(NO_DRAFT, "")
-        return EngineStats(state, 0, nothing, 0, (), False, 0, 0, 0, 0, starts, problems)
+        return EngineStats(state, NO_EPOCH, nothing, 0, (), False, 0, 0, 0, 0, starts, problems)
 
     async def swap(self, checkpoint_dir: str, state: DraftState) -> DraftState:
         """Stage on every rank, then swap on every rank."""
