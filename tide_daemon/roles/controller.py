@@ -16,6 +16,9 @@ next leader carries out those of the newest entry that have not arrived, before 
 dies it meanwhile, the one after it does.
 Desired state is level-triggered, so a second asking changes nothing that was done.
 
+A leader that cannot do the work, because it may not read a stream or an entry is too large for the broker, gives the
+lease back and leaves it alone for a while, so that another one can lead. A broker that is away is no such reason.
+
 A reign that goes on for longer than the journal reaches back could not be replayed: its beginning, which holds settings
 and state, would be gone. So a leader begins a new one under the same token once a quarter of a full journal was written
 in the old one, with the state as it is and a fresh policy, from events alone: ops/decisions/0037.
@@ -31,7 +34,7 @@ import structlog
 
 from tide_daemon.bus.port import Bus, Lease
 from tide_daemon.clock import Clock, SystemClock
-from tide_daemon.errors import BusError
+from tide_daemon.errors import BusError, BusUnavailableError
 from tide_daemon.policy.controller import Controller
 from tide_daemon.policy.events import (
     ControllerStarted,
@@ -59,6 +62,10 @@ _QUEUE_EVENTS = 1000
 _MIN_TURN_LIMIT_S = 60.0
 _KEPT_DECISIONS = 50
 _WATCH_AGAIN_S = 10.0
+_STAND_BACK_TTLS = 2.0
+"""Times to live for which a controller that could not work leaves the lease alone; others ask three times in one."""
+_WELL_AFTER_S = 10.0
+"""A reign that has gone on for so long says that this controller can work."""
 _LOOK_S = 10.0
 """Between two looks at how much of the journal a reign has filled."""
 _RENEW_AT, _RENEW_BY = 0.25, 0.5
@@ -119,7 +126,8 @@ class ControllerRole:
         self._token = 0
         self._num_decisions = 0
         self._decisions: deque[dict[str, object]] = deque(maxlen=_KEPT_DECISIONS)
-        self._problem = ""
+        self._problem = ""  # why the lease cannot be asked for
+        self._fault = ""  # why we could not work when we had it
         # A write is given up with the lease, so no turn takes much longer than its time to live.
         self._heartbeat = Heartbeat({"decide": max(_MIN_TURN_LIMIT_S, 6.0 * lease_ttl_s)})
 
@@ -132,18 +140,23 @@ class ControllerRole:
             while not stop.is_set():
                 self._heartbeat.beat("decide")
                 token = await self._acquire()
-                if token is not None:
-                    await self._lead(token, stopping)
-                    continue
-                pause = asyncio.create_task(self._clock.sleep(self._ttl_s / 3))
-                await asyncio.wait([pause, stopping], return_when=asyncio.FIRST_COMPLETED)
-                pause.cancel()
+                if token is None:
+                    await self._pause(self._ttl_s / 3, stopping)
+                elif not await self._lead(token, stopping):
+                    with contextlib.suppress(BusError):
+                        await self._lease.release()
+                    await self._pause(_STAND_BACK_TTLS * self._ttl_s, stopping)
         finally:
             stopping.cancel()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             with contextlib.suppress(BusError):
                 await self._lease.release()
+
+    async def _pause(self, seconds: float, stopping: "asyncio.Task[bool]") -> None:
+        pause = asyncio.create_task(self._clock.sleep(seconds))
+        await asyncio.wait([pause, stopping], return_when=asyncio.FIRST_COMPLETED)
+        pause.cancel()
 
     async def _watch_fleet(self) -> None:
         """For the page alone: whatever goes wrong with it, the controller goes on."""
@@ -155,8 +168,8 @@ class ControllerRole:
                 await asyncio.sleep(_WATCH_AGAIN_S)
 
     def ready(self) -> bool:
-        """True while the broker answers: leading or standing by are both its work."""
-        return self._bus.connected
+        """True while the broker answers: leading or standing by are both its work. Not if it could not lead lately."""
+        return self._bus.connected and not self._fault
 
     def late(self) -> Mapping[str, float]:
         """See port.Role.late. A leader decides at least every tick; one that stands by asks for the lease."""
@@ -166,7 +179,7 @@ class ControllerRole:
         """Each dependency: "ok" or what is wrong."""
         return {
             "bus": "ok" if self._bus.connected else "not connected to the broker",
-            "lease": self._problem or "ok",
+            "lease": self._problem or self._fault or "ok",
         }
 
     def snapshot(self) -> Mapping[str, object]:
@@ -201,8 +214,12 @@ class ControllerRole:
 
     # One reign
 
-    async def _lead(self, token: int, stopping: "asyncio.Task[bool]") -> None:
-        """Decide until the lease is lost, the broker is away for too long, or we are told to stop."""
+    async def _lead(self, token: int, stopping: "asyncio.Task[bool]") -> bool:
+        """Decide until the lease is lost, the broker is away for too long, or we are told to stop.
+
+        Returns:
+            False if something else keeps us from it, which another controller may be able to do.
+        """
         self._token = token
         writer = FencedWriter(self._bus, self._lease, self._clock, self._model, token, self._ttl_s / 2)
         reign = _Reign(writer, Controller(self._settings))
@@ -227,12 +244,16 @@ class ControllerRole:
                     task.result()
         except (ReignOverError, BusError) as error:
             log.warning("controller_stopped_leading", model=self._model, fencing_token=token, reason=str(error))
+            if isinstance(error, BusError) and not isinstance(error, BusUnavailableError):
+                self._fault = f"this controller had the lease and could not lead: {error}"
+                return False
             await self._clock.sleep(RETRY_S)
         finally:
             self._reign = None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        return True
 
     async def _renew(self, token: int) -> None:
         while True:
@@ -257,11 +278,13 @@ class ControllerRole:
     async def _work(self, reign: _Reign) -> None:
         """Begin where the journal ends, then one event after another."""
         await self._begin(reign)
-        self._reign = reign
+        self._reign, led_since = reign, self._clock.monotonic()
         while True:
             record = await reign.queue.get()
             self._heartbeat.beat("decide")
             if record is None:
+                if self._clock.monotonic() - led_since > _WELL_AFTER_S:
+                    self._fault = ""
                 await self._decide(reign, Tick(self._clock.time()))
                 await self._renew_reign(reign)
                 continue

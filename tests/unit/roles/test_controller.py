@@ -13,11 +13,12 @@ from tide_daemon.bus.connection import ConnectSettings
 from tide_daemon.bus.jetstream import JetStreamBus
 from tide_daemon.bus.lease import CasLease
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
-from tide_daemon.bus.port import Bus, Lease
+from tide_daemon.bus.port import Bus, Lease, StoredMessage
 from tide_daemon.bus.topology import MIB, TopologyLimits, build_topology
-from tide_daemon.errors import BusError
+from tide_daemon.errors import BusError, BusSetupError, BusUnavailableError, MessageTooLargeError
 from tide_daemon.policy.replay import replay
 from tide_daemon.policy.settings import PolicySettings
+from tide_daemon.roles import controller
 from tide_daemon.roles.controller import ControllerRole
 from tide_daemon.wire import envelope, subjects
 from tide_daemon.wire.records import (
@@ -46,6 +47,8 @@ class FrozenBus:
         freeze_reason: only a journal entry whose reason holds this does.
         frozen: it has come to that.
         fail_next: raised once by the next publish.
+        fail_last: raised once by the next look at a newest message.
+        refused: raised whenever something is published on, or read from, a subject that begins so.
     """
 
     def __init__(self, bus: Bus) -> None:
@@ -55,7 +58,9 @@ class FrozenBus:
         self.freeze_reason = ""
         self.frozen = asyncio.Event()
         self.fail_next: Exception | None = None
+        self.fail_last: Exception | None = None
         self.fail_always = False
+        self.refused: dict[str, BusError] = {}
 
     def thaw(self) -> None:
         self._thawed.set()
@@ -65,7 +70,13 @@ class FrozenBus:
         self.fail_always = True
         self._thawed.set()
 
+    def _refuse(self, subject: str) -> None:
+        for prefix, error in self.refused.items():
+            if subject.startswith(prefix):
+                raise error
+
     async def publish(self, subject: str, data: bytes, **more: Any) -> int:
+        self._refuse(subject)
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
@@ -76,6 +87,17 @@ class FrozenBus:
         if self.fail_always:
             raise BusError("this process was killed")
         return await self._bus.publish(subject, data, **more)
+
+    async def last(self, subject: str, **more: Any) -> StoredMessage | None:
+        if self.fail_last is not None:
+            error, self.fail_last = self.fail_last, None
+            raise error
+        return await self._bus.last(subject, **more)
+
+    async def tail(self, subject: str, **more: Any) -> AsyncIterator[StoredMessage]:
+        self._refuse(subject)
+        async for message in self._bus.tail(subject, **more):
+            yield message
 
     def _is_wanted(self, data: bytes) -> bool:
         record = envelope.decode(data) if self.freeze_reason else None
@@ -539,8 +561,8 @@ async def test_places_in_the_journal_are_never_used_twice() -> None:
     async with world.running(role):
         await leads(role)
         await world.server_reports()
-        bus.fail_next = BusError("the stream is being moved")
-        await world.server_reports()
+        bus.fail_last = BusUnavailableError("the broker was away")
+        await world.server_reports("node-b")
 
         async def again() -> bool:
             return sum(entry.event["event"] == "controller_started" for entry in await world.journal()) == 2
@@ -549,6 +571,43 @@ async def test_places_in_the_journal_are_never_used_twice() -> None:
     journal = await world.journal()
     assert len({entry.fencing_token for entry in journal}) == 1
     assert [entry.sequence for entry in journal] == list(range(1, len(journal) + 1))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "error"),
+    [
+        ("tide.v1.operator.", BusSetupError("permission denied")),
+        ("tide.v1.journal.", MessageTooLargeError("a journal entry", 2, 1)),
+    ],
+)
+async def test_one_that_cannot_work_lets_another_lead(
+    prefix: str, error: BusError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says why and is not ready; once it can, it leads when the other is gone, and is well after a while of it."""
+    monkeypatch.setattr(controller, "_WELL_AFTER_S", 0.3)
+    world = World()
+    bus = FrozenBus(MemoryBus(world.broker))
+    bus.refused[prefix] = error
+    async with world.running(world.role("first", bus=bus)) as first:
+
+        async def gave_up() -> bool:
+            return str(error) in first.health()["lease"] and not first.ready()
+
+        await until(gave_up)
+        async with world.running(world.role("second")) as second:
+            await leads(second)
+            token = second.snapshot()["fencing_token"]
+            await asyncio.sleep(2.5)  # for longer than the first one stands back
+            assert second.snapshot()["leading"] and second.snapshot()["fencing_token"] == token
+            assert await gave_up()
+            bus.refused.clear()
+        await leads(first)
+        assert await gave_up(), "not before it has led for a while"
+
+        async def is_well() -> bool:
+            return first.health()["lease"] == "ok" and first.ready()
+
+        await until(is_well)
 
 
 async def test_on_a_real_server(nats_server: NatsServer) -> None:
