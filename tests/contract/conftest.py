@@ -1,5 +1,6 @@
 """What the contract suite runs against: a pretended broker, a real one, a real one through connections made anew."""
 
+import shutil
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -44,6 +45,10 @@ class Broker(Protocol):
         """With all that it had stored."""
         ...
 
+    async def lose_disk(self) -> None:
+        """It was away, and comes back with streams made anew."""
+        ...
+
 
 class RealBroker:
     topology = TOPOLOGY
@@ -66,6 +71,14 @@ class RealBroker:
 
     def bring_back(self) -> None:
         self._server.start()
+
+    async def lose_disk(self) -> None:
+        self.take_away()
+        shutil.rmtree(self._server.folder / "store")
+        self.bring_back()
+        setup = await self.connected()
+        self.buses.append(setup)
+        await setup.ensure()
 
 
 class ReopeningBroker(RealBroker):
@@ -98,6 +111,9 @@ class PretendedBroker:
 
     def bring_back(self) -> None:
         self._broker.down = False
+
+    async def lose_disk(self) -> None:
+        self._broker.lose_disk()
 
 
 @pytest.fixture(params=["memory", "jetstream", "reopening"])

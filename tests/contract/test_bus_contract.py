@@ -258,6 +258,34 @@ class TestTail:
         await writer.publish(JOURNAL, b"1")
         assert (await asyncio.wait_for(first, 15)).data == b"1"
 
+    async def test_another_life_of_the_stream_is_told(self, broker: Broker, bus: Bus) -> None:
+        """By a name, for sequences may have grown beyond the old ones; readers go on, at once or when asked again."""
+        found: asyncio.Queue[StoredMessage] = asyncio.Queue()
+
+        async def follow() -> None:
+            while True:
+                try:
+                    async for message in bus.tail(CONTROL, since="last"):
+                        await found.put(message)
+                except BusSetupError:  # seen before the streams were there again
+                    await asyncio.sleep(0.1)
+
+        following = asyncio.ensure_future(follow())
+        await bus.publish(CONTROL, b"old")
+        before = await asyncio.wait_for(found.get(), 10)
+        await broker.lose_disk()
+        writer = await broker.bus()
+        await writer.publish(f"{CONTROL}0", b"another")
+        await writer.publish(CONTROL, b"new")
+        await writer.publish(f"{CONTROL}1", b"another")
+        after = await asyncio.wait_for(found.get(), 20)
+        assert (before.data, before.sequence, after.data, after.sequence) == (b"old", 1, b"new", 2)
+        assert before.stream_made != after.stream_made and before.stream_made and after.stream_made
+        await writer.publish(CONTROL, b"newer")
+        assert (await asyncio.wait_for(found.get(), 10)).stream_made == after.stream_made
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
     async def test_ends_with_an_error_when_the_bus_is_closed(self, bus: Bus) -> None:
         """close() does not leave a reader waiting."""
         first = await start(bus.tail(JOURNAL))

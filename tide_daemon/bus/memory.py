@@ -53,6 +53,14 @@ class MemoryBroker:
         self._down = value
         self.notify()
 
+    def lose_disk(self) -> None:
+        """Streams and consumers are made anew, as after a start of the broker with an empty disk."""
+        for stream in self.streams.values():
+            stream.make_anew()
+        for consumer in self.consumers.values():
+            consumer.make_anew()
+        self.notify()
+
     def stream(self, subject: str) -> MemoryStream:
         """The stream of a subject, with what is too old deleted; ValueError if no stream stores it."""
         stream = self.streams[self.topology.stream_of(subject).name]
@@ -251,12 +259,18 @@ class MemoryBus:
         first = {"new": stream.last_sequence + 1, "all": 1, "last": stream.last_sequence + 1, "sequence": sequence}[
             since
         ]
-        if since == "last":
-            for message in stream.last_per_subject(subject):
-                yield message
+        made = ""
         while True:
             await self._reach(subject, None)
             stream.expire()
+            if stream.made != made:
+                begins, made = not made, stream.made
+                if since == "last":
+                    first = stream.last_sequence + 1
+                    for message in stream.last_per_subject(subject):
+                        yield message
+                    continue
+                first = first if begins else 1
             found = stream.since(subject, first)
             if found is None:
                 await self._broker.changed(60.0)

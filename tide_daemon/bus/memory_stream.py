@@ -4,6 +4,7 @@ The clock is an argument (unix seconds), so that ages, times to live, windows an
 tested without sleeping.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,13 +16,25 @@ _OVERHEAD_BYTES = 30
 """Per message on disk, about what the server's file store adds."""
 
 
+_lives = itertools.count(1)
+
+
 class MemoryStream:
-    """Messages of one stream, oldest first."""
+    """Messages of one stream, oldest first.
+
+    Attributes:
+        made: names this life of the stream.
+    """
 
     def __init__(self, spec: StreamSpec, clock: Callable[[], float]) -> None:
         self.spec = spec
-        self.last_sequence = 0
         self._clock = clock
+        self.make_anew()
+
+    def make_anew(self) -> None:
+        """Lose everything, the sequences too."""
+        self.made = str(next(_lives))
+        self.last_sequence = 0
         self._messages: dict[int, StoredMessage] = {}
         self._by_subject: dict[str, list[int]] = {}
         self._expires_at: dict[int, float] = {}
@@ -49,7 +62,7 @@ class MemoryStream:
             return self._ids[message_id][0], False
         self._make_room(subject, len(data) + len(subject) + _OVERHEAD_BYTES)
         self.last_sequence += 1
-        message = StoredMessage(subject, data, self.last_sequence, now)
+        message = StoredMessage(subject, data, self.last_sequence, now, self.made)
         self._messages[message.sequence] = message
         self._by_subject.setdefault(subject, []).append(message.sequence)
         self._num_bytes += _size(message)
@@ -174,6 +187,11 @@ class MemoryConsumer:
     gave_up: Callable[[int, int], None]
     _next: int = 1
     _pending: dict[int, _Pending] = field(default_factory=dict)
+
+    def make_anew(self) -> None:
+        """Nothing was ever handed out."""
+        self._next = 1
+        self._pending.clear()
 
     def take(self) -> tuple[StoredMessage, int] | None:
         """The next message and how often it has been delivered now; None if there is none to hand out."""

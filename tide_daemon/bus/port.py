@@ -6,18 +6,25 @@ consumers are data in topology.py.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message as the broker holds it. `stored_at` is unix seconds by the broker's clock."""
+    """A message as the broker holds it.
+
+    Attributes:
+        stored_at: unix seconds by the broker's clock.
+        stream_made: names the stream's life, told by tail() only: another one means that it was made anew and
+            sequences began again.
+    """
 
     subject: str
     data: bytes
     sequence: int
     stored_at: float
+    stream_made: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +193,8 @@ class Bus(Protocol):
         """Every message of a subject (wildcards allowed), in order, for ever, across reconnects.
 
         Begins at the first `anext`. No message comes twice and none that the stream still holds is left
-        out. Sequences grow, except after the stream was deleted and made anew.
+        out. Sequences grow, except after the stream was deleted and made anew, or lost its newest messages:
+        then "last" begins again with the newest of each subject.
 
         Args:
             since: "new", "all", "last" (the newest of each subject first, then what follows; an

@@ -51,10 +51,10 @@ def parse_ack_subject(reply: str) -> AckInfo:
     return AckInfo(delivered, stream_sequence, consumer_sequence, time_ns / _NANO, num_pending)
 
 
-def stored_message(message: Msg) -> StoredMessage:
+def stored_message(message: Msg, stream_made: str = "") -> StoredMessage:
     """The delivered message as the port has it."""
     info = parse_ack_subject(message.reply)
-    return StoredMessage(message.subject, message.data, info.stream_sequence, info.stored_at)
+    return StoredMessage(message.subject, message.data, info.stream_sequence, info.stored_at, stream_made)
 
 
 @dataclass(slots=True)

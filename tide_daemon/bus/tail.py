@@ -45,11 +45,15 @@ class Position:
         self.created = ""
 
     def update(self, created: str, last_sequence: int) -> None:
-        """Pin "new", and follow a stream that was made anew or lost its newest messages in a crash."""
+        """Pin "new", and follow a stream that was made anew or lost its newest messages (an older copy of a disk).
+
+        What is the newest of a subject then is so again: "last" asks for it, the others for what follows.
+        """
         if self.created and created != self.created:
             self.next = 0 if self.since == "last" else 1
-        elif self.created and self.next:
-            self.next = min(self.next, last_sequence + 1)
+        elif self.created:
+            if self.next > last_sequence + 1:
+                self.next = 0 if self.since == "last" else last_sequence + 1
         elif self.since == "new":
             self.next = last_sequence + 1
         self.created = created
@@ -71,7 +75,7 @@ async def tail(connection: Connection, stream: str, subject: str, position: Posi
         try:
             await inbox.open()
             await _create(connection, stream, consumer, subject, position)
-            async for message in _read(inbox, connection, stream, consumer):
+            async for message in _read(inbox, connection, stream, consumer, position.created):
                 retry_s = _RETRY_S
                 position.next = message.sequence + 1
                 yield message
@@ -97,7 +101,9 @@ async def _create(connection: Connection, stream: str, consumer: str, subject: s
     await create_reader(connection, stream, consumer, subject, _INACTIVE_S, "follow", **position.consumer())
 
 
-async def _read(inbox: PullInbox, connection: Connection, stream: str, consumer: str) -> AsyncGenerator[StoredMessage]:
+async def _read(
+    inbox: PullInbox, connection: Connection, stream: str, consumer: str, stream_made: str
+) -> AsyncGenerator[StoredMessage]:
     """What the consumer delivers, until anything is in doubt."""
     changes = inbox.changes
     expected = 1
@@ -109,7 +115,7 @@ async def _read(inbox: PullInbox, connection: Connection, stream: str, consumer:
             if parse_ack_subject(message.reply).consumer_sequence != expected:
                 return
             expected += 1
-            yield stored_message(message)
+            yield stored_message(message, stream_made)
         if inbox.changes != changes:
             return
         await inbox.ask(

@@ -78,6 +78,11 @@ class Convergence:
         self.desired = desired
         return True
 
+    def start_over(self) -> None:
+        """Forget what was offered so far: the bus that it came from was made anew, and tokens begin again there."""
+        log.warning("desired_state_starts_over", highest_fencing_token=self._highest_token)
+        self.desired, self._highest_token, self.applied_generation = None, 0, 0
+
     async def converge(self, stats: EngineStats) -> bool:
         """One attempt to bring the engine to the desired state; True when it is in force.
 

@@ -115,6 +115,10 @@ class FleetView:
             # Written by another version of the policy: that it was written still says who leads.
             self.history.newest_at, self.history.leader = max(self.history.newest_at, d.at), d.controller
 
+    def journal_made_anew(self) -> None:
+        """The broker lost the journal: tokens begin again, and the next leader knows nothing of what stood in it."""
+        self._token, self.history = 0, History()
+
     def reported(self, report: NodeReport | TrainerReport, stored_at: float) -> None:
         """The next report of a node or trainer; `stored_at` by the broker's clock."""
         if isinstance(report, TrainerReport):

@@ -18,6 +18,7 @@ import structlog
 
 from tide_daemon.bus.port import Bus
 from tide_daemon.errors import BusError
+from tide_daemon.roles.continuity import Continuity
 from tide_daemon.roles.controller_journal import read_record
 from tide_daemon.roles.fleet_status import FleetStatus
 from tide_daemon.roles.fleet_view import FleetView
@@ -58,6 +59,7 @@ class FleetWatch:
         self._wall = wall
         self._view = FleetView(model)
         self._places = _Places()
+        self._journal = Continuity()
         self._sought: set[str] = set()
         self._shown: tuple[float, FleetStatus] | None = None
         self.problem = ""
@@ -135,6 +137,7 @@ class FleetWatch:
                     if isinstance(record, Decision):
                         view.decided(record)
                     if message.sequence >= newest.sequence:
+                        self._journal.broken_by(message)
                         break
             entries *= 8
             if view.history.fleet is not None or first == 1 or entries > _MAX_ENTRIES:
@@ -184,6 +187,8 @@ class FleetWatch:
         async with contextlib.aclosing(messages):  # type: ignore[type-var]  # every tail is a generator
             async for message in messages:
                 record = read_record(message)
+                if isinstance(record, Decision) and self._journal.broken_by(message):
+                    self._view.journal_made_anew()
                 if record is not None:
                     await self._take(record, message.stored_at)
                 self._places.read[subject] = message.sequence

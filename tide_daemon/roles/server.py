@@ -24,6 +24,7 @@ from tide_daemon.policy.alone import Alone
 from tide_daemon.policy.events import ServerReported
 from tide_daemon.policy.settings import PolicySettings
 from tide_daemon.roles import pace
+from tide_daemon.roles.continuity import Continuity
 from tide_daemon.roles.controller_records import event_of_record
 from tide_daemon.roles.convergence import Convergence
 from tide_daemon.roles.heartbeat import Heartbeat
@@ -125,6 +126,7 @@ class ServerRole:
         self._convergence = Convergence(
             engine, fetch, settings.max_rows, settings.max_sample_rate, excluded=settings.excluded_workloads
         )
+        self._control = Continuity()
         self._leaving = Leaving(token_ids=settings.token_ids, excluded=settings.excluded_workloads)
         self._shipping = Shipping(
             engine,
@@ -256,6 +258,8 @@ class ServerRole:
                 self._report.note(f"desired state was refused: {error}")
                 continue
             if isinstance(record, DesiredServer):
+                if self._control.broken_by(stored):
+                    self._convergence.start_over()
                 self._convergence.offer(record)
 
     async def _forget(self) -> None:

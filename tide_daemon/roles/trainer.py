@@ -16,6 +16,7 @@ import structlog
 
 from tide_daemon.bus.port import Bus
 from tide_daemon.errors import BusError, DraftError, StoreError, WireError
+from tide_daemon.roles.continuity import Continuity
 from tide_daemon.roles.draft_catalog import DraftCatalog
 from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.heartbeat import Heartbeat
@@ -76,6 +77,7 @@ class TrainerRole:
         self._pool = PoolScorer(settings, self._link, fetcher)
         self._desired: DesiredTrainer | None = None
         self._desired_changed = asyncio.Event()
+        self._control = Continuity()
         self._highest_token = 0
         self._sequence = 0
         self._shadowed_sequence = 0
@@ -122,7 +124,12 @@ class TrainerRole:
             except WireError as error:
                 log.warning("desired_state_undecodable", subject=subject, error=str(error))
                 continue
-            if isinstance(record, DesiredTrainer) and self._offer(record):
+            if not isinstance(record, DesiredTrainer):
+                continue
+            if self._control.broken_by(message):
+                log.warning("desired_state_starts_over", highest_fencing_token=self._highest_token)
+                self._desired, self._highest_token = None, 0
+            if self._offer(record):
                 try:
                     self._runner.note_serving(record)
                 except StoreError as error:

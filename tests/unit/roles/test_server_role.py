@@ -319,3 +319,37 @@ async def test_what_a_silent_engine_counted_is_left_out(bus: SilentBus) -> None:
     await until(shown)
     stop.set()
     await running
+
+
+async def test_a_broker_that_lost_its_disk_is_obeyed_again(bus: SilentBus, engine: WatchedEngine) -> None:
+    """Tokens and generations begin again there, below what the node has seen; within that life they grow as before."""
+    bus.reached = True
+    subject = subjects.control_server(MODEL, "n1")
+
+    async def ask(generation: int, token: int) -> None:
+        desired = DesiredServer("n1", generation, token, 0.0, 0, "", (), False, 0.5, "a test")
+        await bus.publish(subject, envelope.encode(desired))
+
+    stop = asyncio.Event()
+    role = ServerRole(bus, engine, no_draft, SETTINGS)
+    running = asyncio.create_task(role.run(stop))
+
+    async def obeys(generation: int) -> bool:
+        return role._convergence.applied_generation == generation
+
+    await ask(7, 400_000)
+    await until(lambda: obeys(7))
+    bus._broker.lose_disk()
+    await bus.publish(subjects.control_server(MODEL, "n0"), b"another node is asked first")
+    await ask(2, 3)
+    await until(lambda: obeys(2))
+    await ask(9, 2)
+
+    async def refused() -> bool:
+        return role._convergence._refused == 1
+
+    await until(refused)
+    await ask(3, 3)
+    await until(lambda: obeys(3))
+    stop.set()
+    await asyncio.wait_for(running, 10)
