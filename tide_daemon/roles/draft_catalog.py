@@ -86,10 +86,14 @@ class DraftCatalog:
 
     async def run(self) -> None:
         """Follow for ever. Raises BusSetupError when a stream may not be read."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_manifests())
-            group.create_task(self._follow_desired())
-            group.create_task(self._purge_for_ever())
+        works = (self._follow_manifests(), self._follow_desired(), self._purge_for_ever())
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            await asyncio.gather(*tasks)  # a TaskGroup would raise a group
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow_manifests(self) -> None:
         async for message in self._bus.tail(subjects.all_manifests(self._model), since="all"):
