@@ -26,7 +26,7 @@ What is assumed of a GPU (paths under `sglang/srt`), and what follows:
    draft's prefill before our hook sees the result: with a draft of the target's whole vocabulary the buffer holds the
    draft's logits by then (layers/logits_processor.py 1358), so none are taken. With a smaller one its shape differs
    and it gets memory of its own.
-7. ROCm uses the same torch.cuda names.
+7. ROCm uses the same torch.cuda names. SGLang verifies EAGLE-3 greedily there; sampling.py draws instead.
 
 Tensor parallelism: hidden states and logits are the same on every rank after SGLang's own gathers, so rank 0 taps
 and the others have no ring. All ranks must agree on the number of steps and on the batch before which a swap
