@@ -20,6 +20,10 @@ is part of it (EAGLE's draft-extend). So instead of g D0 the formula has D1 (1 +
 what a further token costs as a share of the first. Batch sizes at which two chain lengths were measured
 show q; it is taken to be the same for all. Before any did, q = 1, which is eq. 5.
 
+Batch sizes next to each other cost nearly the same, and one that is seldom seen is known badly: a plain step in dozens while
+drafting, divided over all batch sizes. So what a measured cell is taken to cost is its own median and what its
+measured neighbours with as many steps make one expect, each by its precision (`_seconds`).
+
 A machine gets slower and faster as a whole (neighbours, clock rates, longer contexts), and only one
 cell is measured at a time, so comparing a fresh cell with an old one would mislead. Each observation
 is therefore split between a factor common to all cells and the cell itself, like a two-state Kalman
@@ -47,6 +51,14 @@ memory is fetched), so the second observation takes its place; else one cold sec
 _OUTLIER = 2.0
 """A median that is further off what is expected, in standard deviations, is moved to that bound: one stall must not be
 believed at once, and one step in dozens is all that shows what plain decoding costs. See ops/decisions/0043."""
+_ELASTICITY = 0.25
+"""A step with x% more requests is expected to take this share of x% longer: from nothing where memory is the bound to
+all of it where arithmetic is. Our measurement on a CPU: 0.13 to 0.35. See ops/decisions/0056."""
+_ELASTICITY_SD = 0.15
+_NEIGHBOUR_SD = 0.02
+"""Standard deviations of what a neighbour makes one expect, log units: of the elasticity, and at any distance."""
+_NEIGHBOUR = math.log(4 / 3) + 1e-9
+"""Batch sizes further apart than a third say nothing of each other."""
 _MIN_TARGET_SHARE = 0.05
 """A target pass is never free: a node that says so must not make every chain look free."""
 _MAX_CELLS = 1024
@@ -90,10 +102,12 @@ class CostModel:
         self._points: list[tuple[float, list[_Cell]]] = []  # cells by n, ascending
         self._plain: list[int] = []  # batch sizes of plain cells
         self._drafted: dict[int, list[int]] = {}  # num_steps of the others by batch size, both ascending
+        self._sizes: dict[int, list[int]] = {}  # batch sizes of cells by num_steps, ascending
         self._nearest_plain: dict[int, int] = {}
         self._nearest_drafted: dict[int, int] = {}
         # Looked up once per observation.
         self._curve: list[tuple[float, float]] | None = None
+        self._blended: dict[tuple[int, int], float] = {}
         self._first_drafts: dict[int, float] = {}
         self._known_later_share: float | None = None
 
@@ -108,6 +122,7 @@ class CostModel:
             self._cells_came()
         self._curve = self._known_later_share = None
         self._first_drafts.clear()
+        self._blended.clear()
 
     def _cells_came(self) -> None:
         """Forget the oldest ones if there are too many, and note which there are."""
@@ -116,8 +131,10 @@ class CostModel:
             for key in oldest[: len(self._cells) - _MAX_CELLS]:
                 del self._cells[key]
         points: dict[int, list[_Cell]] = {}
-        self._drafted = {}
+        self._drafted, self._sizes = {}, {}
+        self._blended.clear()
         for batch_size, num_steps in sorted(self._cells):
+            self._sizes.setdefault(num_steps, []).append(batch_size)
             points.setdefault(batch_size * (num_steps + 1), []).append(self._cells[batch_size, num_steps])
             if num_steps > 0:
                 self._drafted.setdefault(batch_size, []).append(num_steps)
@@ -176,7 +193,10 @@ class CostModel:
         for num_steps, accept_length in enumerate(accept_lengths, start=1):
             num_tokens += batch_size
             cell = cells.get((batch_size, num_steps))
-            step = self._target(num_tokens) + first + rest if cell is None else cell.seconds
+            if cell is None:
+                step = self._target(num_tokens) + first + rest
+            else:
+                step = self._seconds(batch_size, num_steps, cell)
             first += later
             result[num_steps] = accept_length * plain / step
         return result
@@ -186,9 +206,33 @@ class CostModel:
     def _step(self, batch_size: int, num_steps: int) -> float:
         cell = self._cells.get((batch_size, num_steps))
         if cell is not None:
-            return cell.seconds
+            return self._seconds(batch_size, num_steps, cell)
         target = self._target(batch_size * (num_steps + 1))
         return target + self._draft(batch_size, num_steps) + self._rest(batch_size)
+
+    def _seconds(self, batch_size: int, num_steps: int, cell: _Cell) -> float:
+        """A measured cell's seconds, its neighbours taken into account."""
+        known = self._blended.get((batch_size, num_steps))
+        if known is None:
+            known = self._blended[batch_size, num_steps] = math.exp(self._blend(batch_size, num_steps, cell))
+        return known
+
+    def _blend(self, batch_size: int, num_steps: int, cell: _Cell) -> float:
+        sizes = self._sizes[num_steps]
+        index = bisect_left(sizes, batch_size)
+        precision = 1.0 / self._variance_now(cell)
+        total, weight = precision * cell.log_s, precision
+        for other in (*sizes[max(0, index - 1) : index], *sizes[index + 1 : index + 2]):
+            neighbour, apart = self._cells[other, num_steps], math.log(batch_size / other)
+            if abs(apart) > _NEIGHBOUR:
+                continue
+            doubt = self._variance_now(neighbour) + (_ELASTICITY_SD * apart) ** 2 + _NEIGHBOUR_SD**2
+            total += (neighbour.log_s + _ELASTICITY * apart) / doubt
+            weight += 1.0 / doubt
+        return total / weight
+
+    def _variance_now(self, cell: _Cell) -> float:
+        return cell.variance + _CELL_DRIFT * max(0.0, self._factor_at - cell.at)
 
     def _target(self, num_tokens: int) -> float:
         curve = self._curve or self._target_curve()

@@ -162,3 +162,29 @@ def test_noise_averages_out() -> None:
         noise = [math.exp(rng.gauss(0.0, 0.1 / math.sqrt(20))) for _ in range(2)]
         cost.observe(float(second), (step(4, 0, 0.05 * noise[0]), step(4, 3, 0.08 * noise[1], 0.06)))
     assert ratio(cost, 4, 3, 1.6) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_batch_size_seldom_seen_is_known_from_its_neighbour() -> None:
+    """One plain step at 7, slow by chance, is not believed against hundreds at 8: no more than 8 requests take."""
+    cost = model()
+    for second in range(60):
+        cost.observe(float(second), (step(8, 0, 0.080, num=12),))
+    cost.observe(60.0, (step(7, 0, 0.100, num=1),))
+    alone = cost.step_s(8, 0)
+    assert alone == pytest.approx(0.080, rel=0.02)
+    assert cost.step_s(7, 0) == pytest.approx(0.078, rel=0.04)
+
+
+def test_neighbours_known_as_well_do_not_move_each_other_much() -> None:
+    """Measured hundreds of times each: 7% off what one expects of the other stays 7%, but for a fifth."""
+    cost = model()
+    for second in range(200):
+        cost.observe(float(second), (step(3, 0, 0.060, num=12), step(4, 0, 0.070, num=12)))
+    seen = (cost.step_s(4, 0) or 0.0) / (cost.step_s(3, 0) or 1.0)
+    assert seen == pytest.approx(0.070 / 0.060, rel=0.02)
+
+
+def test_batch_sizes_far_apart_say_nothing_of_each_other() -> None:
+    cost = model()
+    cost.observe(0.0, (step(8, 0, 0.080, num=12), step(4, 0, 0.010, num=1)))
+    assert cost.step_s(4, 0) == pytest.approx(0.010)
