@@ -20,8 +20,8 @@ is part of it (EAGLE's draft-extend). So instead of g D0 the formula has D1 (1 +
 what a further token costs as a share of the first. Batch sizes at which two chain lengths were measured
 show q; it is taken to be the same for all. Before any did, q = 1, which is eq. 5.
 
-Batch sizes next to each other cost nearly the same, and one that is seldom seen is known badly: a plain step in dozens while
-drafting, divided over all batch sizes. So what a measured cell is taken to cost is its own median and what its
+Batch sizes next to each other cost nearly the same, and one that is seldom seen is known badly: a plain step in dozens
+while drafting, divided over all batch sizes. So what a measured cell is taken to cost is its own median and what its
 measured neighbours with as many steps make one expect, each by its precision (`_seconds`).
 
 A machine gets slower and faster as a whole (neighbours, clock rates, longer contexts), and only one
