@@ -54,8 +54,8 @@ believed at once, and one step in dozens is all that shows what plain decoding c
 _ELASTICITY = 0.25
 """A step with x% more requests is expected to take this share of x% longer: from nothing where memory is the bound to
 all of it where arithmetic is. Our measurement on a CPU: 0.13 to 0.35. See ops/decisions/0056."""
-_ELASTICITY_SD = 0.15
-_NEIGHBOUR_SD = 0.02
+_ELASTICITY_SD = 0.2
+_NEIGHBOUR_SD = 0.03
 """Standard deviations of what a neighbour makes one expect, log units: of the elasticity, and at any distance."""
 _NEIGHBOUR = math.log(4 / 3) + 1e-9
 """Batch sizes further apart than a third say nothing of each other."""
