@@ -37,6 +37,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("tide_daemon.tools.plan", "sizes, break-even points, and which devices should serve and train"),
     "replay": ("tide_daemon.tools.replay", "feed a journal through the policy and report the first difference"),
     "samples": ("tide_daemon.tools.samples", "have the samples of one request forgotten, everywhere"),
+    "sglang": ("tide_daemon.tools.start_sglang", "start SGLang with the plug-in yourself, for server.mode = attach"),
     "simulate": ("tide_daemon.tools.simulate", "try the policy on a modelled fleet, from a scenario file"),
     "status": ("tide_daemon.tools.status", "show the fleet as a table: nodes, trainers, what is served, what is wrong"),
     "version": ("tide_daemon.tools.version", "print the versions of this package and what it runs on"),

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from tide_daemon.addresses import without_login
-from tide_daemon.api_keys import KEY_FLAGS
 from tide_daemon.config.sections import ROLES, SECTION_ROLES, Config, all_settings
 from tide_daemon.loopback import is_loopback
 
@@ -36,16 +35,9 @@ def warnings_of(config: Config, roles: Sequence[str], origins: Mapping[str, str]
                 f"{setting.key} ({origins[setting.key]}) has no effect: only the role "
                 f"{' and the role '.join(readers)} reads it, and the chosen ones are {', '.join(roles)}"
             )
-    # In attach mode too: what the engine asks for when all its tensor-parallel ranks are told something.
-    names = {word.partition("=")[0] for word in config.server.arguments}
-    gives_key = config.server.mode == "attach" and bool(names & set(KEY_FLAGS))
     set_and_idle = [
         ("bus.embedded_port", bool(config.bus.url), "bus.url is set, so no private NATS server is started"),
-        (
-            "server.arguments",
-            config.server.mode != "launch" and not gives_key,
-            f'server.mode is "{config.server.mode}"',
-        ),
+        ("server.arguments", config.server.mode == "modelled", f'server.mode is "{config.server.mode}"'),
         ("server.start_timeout_s", config.server.mode != "launch", f'server.mode is "{config.server.mode}"'),
     ]
     for key, idle, because in set_and_idle:

@@ -108,7 +108,7 @@ class ServerConfig:
 
     mode: str = setting(
         "launch",
-        "launch: start and supervise SGLang; attach: one that runs already with the plug-in; "
+        "launch: start and supervise SGLang; attach: one that `tide-daemon sglang` started; "
         "modelled: no model at all, simulated requests, for trying everything else.",
         choices=("launch", "attach", "modelled"),
     )
@@ -121,8 +121,8 @@ class ServerConfig:
     )
     arguments: tuple[str, ...] = setting(
         (),
-        "Further arguments for sglang.launch_server, as on its command line. With attach only its --admin-api-key or "
-        "--api-key is read.",
+        "Further arguments for sglang.launch_server, as on its command line. With attach `tide-daemon sglang` takes "
+        "them, and the daemon only an --admin-api-key or --api-key among them.",
     )
     host: str = setting("127.0.0.1", "Where SGLang serves its OpenAI endpoint.")
     port: int = setting(30000, "Port of SGLang's endpoint.", minimum=1, maximum=65535)

@@ -15,6 +15,7 @@ from tide_daemon.roles.port import Role
 
 if TYPE_CHECKING:
     from tide_daemon.engine.port import Engine
+    from tide_daemon.engine.sglang.start import SglangSettings
     from tide_daemon.wire.records import TargetSpec
 
 
@@ -101,24 +102,28 @@ def _server(config: Config, bus: Bus) -> Role:
 
 def _sglang_engine(config: Config) -> "Engine":
     from tide_daemon.engine.sglang.launcher import SglangEngine
+
+    return SglangEngine(sglang_settings(config))
+
+
+def sglang_settings(config: Config) -> "SglangSettings":
+    """How SGLang is started, or found when somebody else starts it."""
     from tide_daemon.engine.sglang.settings import PluginSettings
     from tide_daemon.engine.sglang.start import SglangSettings
 
     assert config.node.run_dir is not None, "the loader fills it in"
     plugin = carry_over(PluginSettings, config.capture, config.server, topk=config.capture.topk_logprobs, collect=False)
-    return SglangEngine(
-        carry_over(
-            SglangSettings,
-            config.server,
-            config.capture,
-            config.draft,
-            model=config.node.model,
-            node=config.node.name,
-            run_dir=config.node.run_dir / "engine",
-            draft_vocab_size=config.draft.vocab_size,
-            plugin=plugin,
-            attach=config.server.mode == "attach",
-        )
+    return carry_over(
+        SglangSettings,
+        config.server,
+        config.capture,
+        config.draft,
+        model=config.node.model,
+        node=config.node.name,
+        run_dir=config.node.run_dir / "engine",
+        draft_vocab_size=config.draft.vocab_size,
+        plugin=plugin,
+        attach=config.server.mode == "attach",
     )
 
 

@@ -3,9 +3,12 @@
 Level-triggered: only the newest desired state counts, and each call compares it with what the
 engine itself says it runs. So a restart of the engine, of this daemon, or a missed message needs no
 special case. Order matters: a draft is applied and read back before any step may speculate with it.
+A draft of gigabytes may be on its way for minutes: it is fetched beside all this, and meanwhile the node reports, goes
+on with what it has, and decodes plainly if that is what is asked of it.
 Deciding what is desired is not done here, see policy/ and roles/controller.py.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +25,13 @@ FetchDraft = Callable[[int, str], Awaitable[Path]]
 """(version, digest) -> directory of a verified checkpoint; raises a TideError if it cannot be had."""
 
 PLAIN: tuple[tuple[int, int], ...] = ()
+
+_PATIENCE_S = 0.5
+"""A draft that is there within this is swapped in at once; a longer wait would hold up the node's reports."""
+
+
+class _NotYet(TideError):
+    """The draft is on its way."""
 
 
 @dataclass(slots=True)
@@ -51,6 +61,7 @@ class Convergence:
     _capture: CaptureSettings | None = None
     _epoch: int = -1
     _highest_token: int = 0
+    _fetching: tuple[DraftState, asyncio.Task[Path]] | None = None
     _refused: int = field(default=0)
 
     def offer(self, desired: DesiredServer) -> bool:
@@ -82,6 +93,13 @@ class Convergence:
         """Forget what was offered so far: the bus that it came from was made anew, and tokens begin again there."""
         log.warning("desired_state_starts_over", highest_fencing_token=self._highest_token)
         self.desired, self._highest_token, self.applied_generation = None, 0, 0
+        self.stop()
+
+    def stop(self) -> None:
+        """Give up the draft that is being fetched, if any. `converge` begins anew."""
+        if self._fetching is not None:
+            self._fetching[1].cancel()
+            self._fetching = None
 
     async def converge(self, stats: EngineStats) -> bool:
         """One attempt to bring the engine to the desired state; True when it is in force.
@@ -94,13 +112,17 @@ class Convergence:
             return False
         if stats.epoch != self._epoch:
             self._epoch, self._steps, self._capture = stats.epoch, None, None
+        table = desired.steps_table if self.steps_instead is None else self.steps_instead
+        if desired.draft_version == NO_DRAFT:
+            table = PLAIN
         try:
             await self._apply_capture(desired)
+            if table == PLAIN:
+                await self._apply_steps(PLAIN)
             await self._apply_draft(desired, stats.draft)
-            table = desired.steps_table if self.steps_instead is None else self.steps_instead
-            await self._apply_steps(table if desired.draft_version != NO_DRAFT else PLAIN)
+            await self._apply_steps(table)
         except TideError as error:
-            if str(error) != self.last_error:
+            if str(error) != self.last_error and not isinstance(error, _NotYet):
                 log.warning("desired_state_not_reached", generation=desired.generation, error=str(error))
             self.last_error = str(error)
             return False
@@ -139,15 +161,30 @@ class Convergence:
         wanted = DraftState(desired.draft_version, desired.draft_digest)
         if running == wanted or desired.draft_version == NO_DRAFT:
             self.draft_failure = None
+            self.stop()
             return
         try:
-            path = await self.fetch_draft(wanted.version, wanted.digest)
+            path = await self._fetched(wanted)
             await self.engine.swap(str(path), wanted)
+        except _NotYet:
+            raise
         except TideError as error:
             self.draft_failure = self._failure(wanted, error)
             raise
         self.draft_failure = None
         log.info("draft_swapped", version=wanted.version, digest=wanted.digest[:12], replaced=running.version)
+
+    async def _fetched(self, wanted: DraftState) -> Path:
+        if self._fetching is None or self._fetching[0] != wanted:
+            self.stop()
+            task = asyncio.ensure_future(self.fetch_draft(wanted.version, wanted.digest))
+            self._fetching = wanted, task
+        task = self._fetching[1]
+        await asyncio.wait([task], timeout=_PATIENCE_S)
+        if not task.done():
+            raise _NotYet(f"draft {wanted.version} is on its way")
+        self._fetching = None
+        return task.result()
 
     def _failure(self, wanted: DraftState, error: TideError) -> DraftFailure | None:
         """What a failed try says against the draft: nothing if the broker, the disk or an engine that does not

@@ -96,7 +96,8 @@ class DraftFetcher:
         base = None
         if manifest.base_version is not None:
             _, base = await self._fetch(spec, manifest.base_version, manifest.base_digest, (*above, version))
-        payload = join_parts(manifest, [await self._part(manifest, index) for index in range(len(manifest.parts))])
+        parts = [await self._part(manifest, index) for index in range(len(manifest.parts))]
+        payload = await asyncio.to_thread(join_parts, manifest, parts)
         held = await asyncio.to_thread(self._build, payload, base, manifest, path)
         log.info("draft_fetched", version=version, digest=digest[:12], payload_bytes=len(payload), links=len(above))
         return path, held

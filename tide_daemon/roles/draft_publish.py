@@ -93,11 +93,14 @@ class Publisher:
         if isinstance(written, DraftManifest) and written.content_digest == candidate.digest:
             return written
         base_used, payload = await asyncio.to_thread(self._payload, candidate, base, version)
-        parts = split_parts(payload, min(MAX_PART_BYTES, self._bus.max_payload - _ENVELOPE_BYTES))
+        part_bytes = min(MAX_PART_BYTES, self._bus.max_payload - _ENVELOPE_BYTES)
+        parts = await asyncio.to_thread(split_parts, payload, part_bytes)
         for entry, data in parts:
             await self._put(DraftPart(version, entry.index, data))
         entries = [entry for entry, _ in parts]
-        manifest = self._manifest(version, candidate, base, base_used, trained, entries, scores, num_steps)
+        manifest = await asyncio.to_thread(
+            self._manifest, version, candidate, base, base_used, trained, entries, scores, num_steps
+        )
         try:
             await self._put(manifest, expected_last=0)
         except BusConflictError:

@@ -78,8 +78,9 @@ _LOOKS, _MIN_LOOK_S = 3, 0.1
 _CALM_S = 10.0
 """A loop that has run this long since it failed counts as well again."""
 
-_TURN_LIMITS_S = {"observe": 600.0}
-"""A turn may fetch a draft of gigabytes. The other loops are not watched: they wait for the broker by design."""
+_TURN_LIMITS_S = {"observe": 300.0}
+"""A turn may swap a draft of gigabytes in on a busy engine. The other loops are not watched: by design they wait for the
+broker."""
 
 REPORT_BYTES = 1 << 20
 """About a thousand reports: what may wait while the broker is away."""
@@ -173,6 +174,7 @@ class ServerRole:
             for task in loops:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+            self._convergence.stop()
             await self._engine.stop(self._settings.stop_deadline_s)
 
     async def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,3 +241,93 @@ async def test_another_draft_has_its_own_tries() -> None:
     convergence.offer(desired(4, version=NO_DRAFT))
     await convergence.converge(engine.stats())
     assert convergence.draft_failure is None
+
+
+class SlowLink:
+    """Drafts that arrive when they are let through, or fail with `error`."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.cancelled: list[int] = []
+        self.arrived = asyncio.Event()
+        self.error: TideError | None = None
+
+    async def fetch(self, version: int, digest: str) -> Path:
+        self.asked.append(version)
+        try:
+            await self.arrived.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(version)
+            raise
+        if self.error is not None:
+            raise self.error
+        return Path(f"/drafts/{version}")
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> SlowLink:
+    monkeypatch.setattr("tide_daemon.roles.convergence._PATIENCE_S", 0.01)
+    return SlowLink()
+
+
+async def test_a_draft_on_a_slow_link_holds_nothing_up(engine: RecordingEngine, link: SlowLink) -> None:
+    """Asked for once; what the engine runs goes on, and the draft comes before its steps when it is there."""
+    convergence = Convergence(engine, link.fetch)
+    convergence.offer(desired(1))
+    for _ in range(3):
+        assert not await convergence.converge(engine.stats())
+    assert engine.calls == [("capture", True)]
+    assert convergence.last_error == "draft 7 is on its way"
+    assert convergence.draft_failure is None
+    link.arrived.set()
+    assert await convergence.converge(engine.stats())
+    assert engine.calls == [("capture", True), ("swap", 7), ("steps", ((4, 3),))]
+    assert link.asked == [7]
+
+
+async def test_while_a_draft_is_on_its_way_the_one_before_is_switched_off_when_asked(
+    engine: RecordingEngine, link: SlowLink
+) -> None:
+    """Plain decoding needs no draft: it does not wait for one."""
+    convergence = Convergence(engine, fetched)
+    convergence.offer(desired(1))
+    await convergence.converge(engine.stats())
+    convergence.fetch_draft = link.fetch
+    engine.calls.clear()
+    convergence.offer(desired(2, version=8, table=()))
+    assert not await convergence.converge(engine.stats())
+    assert engine.calls == [("steps", ())]
+    convergence.steps_instead = ()
+    convergence.offer(desired(3, version=8))
+    assert not await convergence.converge(engine.stats())
+    assert engine.running.version == 7
+
+
+async def test_a_draft_no_longer_wanted_is_not_waited_for(engine: RecordingEngine, link: SlowLink) -> None:
+    """Another one is asked for instead; and none at all when the running one is wanted again, or at the end."""
+    convergence = Convergence(engine, link.fetch)
+    convergence.offer(desired(1, version=7))
+    await convergence.converge(engine.stats())
+    convergence.offer(desired(2, version=8))
+    await convergence.converge(engine.stats())
+    engine.running = DraftState(9, "digest9")
+    convergence.offer(desired(3, version=9))
+    assert await convergence.converge(engine.stats())
+    convergence.offer(desired(4, version=10))
+    await convergence.converge(engine.stats())
+    convergence.stop()
+    await asyncio.sleep(0)
+    assert (link.asked, link.cancelled) == ([7, 8, 10], [7, 8, 10])
+
+
+async def test_a_draft_that_fails_on_its_way_is_asked_for_again(engine: RecordingEngine, link: SlowLink) -> None:
+    convergence = Convergence(engine, link.fetch)
+    convergence.offer(desired(1))
+    await convergence.converge(engine.stats())
+    link.error = DraftError("part 3 of draft 7 is not on the bus")
+    link.arrived.set()
+    assert not await convergence.converge(engine.stats())
+    assert convergence.draft_failure == DraftFailure(7, "digest7", 1, "part 3 of draft 7 is not on the bus")
+    link.error = None
+    assert await convergence.converge(engine.stats())
+    assert (link.asked, convergence.draft_failure) == ([7, 7], None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from tests.trainer_samples import CONFIG, LAYERS, SPEC
 from tide_daemon.bus.memory import MemoryBroker, MemoryBus
 from tide_daemon.bus.topology import TopologyLimits, build_topology
-from tide_daemon.draft import checkpoint
+from tide_daemon.draft import checkpoint, delta
 from tide_daemon.draft.checkpoint import Checkpoint, placeholder
 from tide_daemon.draft.config import config_for_target
 from tide_daemon.errors import BusUnavailableError, DraftError
+from tide_daemon.roles import draft_fetch, draft_publish
 from tide_daemon.roles.draft_catalog import GONE_AFTER_S, DraftCatalog, Listed, chain, removable
 from tide_daemon.roles.draft_fetch import DraftFetcher
 from tide_daemon.roles.draft_publish import Base, Publisher
@@ -81,6 +83,35 @@ async def test_a_draft_arrives_bit_for_bit(broker: MemoryBroker, tmp_path: Path)
     fetched = await DraftFetcher(bus, tmp_path / "cache").fetch(SPEC, 1, manifest.content_digest)
     assert checkpoint.load(fetched).digest == checkpoint.load(round_.candidate_dir).digest
     assert (fetched / "config.json").read_text() == (round_.candidate_dir / "config.json").read_text()
+
+
+async def test_work_that_grows_with_the_draft_is_done_beside_the_loop(
+    broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests over gigabytes take seconds, and meanwhile the daemon must renew its lease and answer its watchdog."""
+    in_loop: list[str] = []
+
+    def watch(module: object, name: str) -> None:
+        original = getattr(module, name)
+
+        def watched(*args: object, **kwargs: object) -> object:
+            if threading.current_thread() is threading.main_thread():
+                in_loop.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for module, name in (
+        (draft_publish, "split_parts"), (draft_publish, "tensor_digests"),
+        (draft_fetch, "join_parts"), (draft_fetch, "tensor_digests"),
+        (checkpoint, "load"), (checkpoint, "save"), (delta, "encode"), (delta, "apply"),
+    ):  # fmt: skip
+        watch(module, name)
+    bus, round_ = MemoryBus(broker), make_round(tmp_path, 1)
+    in_loop.clear()
+    manifest = await publisher(bus).publish(round_, SCORES, 3, None, 0)
+    await DraftFetcher(bus, tmp_path / "cache").fetch(SPEC, 1, manifest.content_digest)
+    assert in_loop == []
 
 
 async def test_deltas_follow_an_anchor_and_a_new_reader_walks_down_to_it(broker: MemoryBroker, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 "launch": prepare a placeholder draft and the plug-in's settings in the run directory, start SGLang with
 the operator's own arguments and ours, watch it, start it again when it ends (1 s later, doubling up to a
-limit; counted and reported). "attach": the same without a process: somebody else starts SGLang with
-TIDE_ENGINE_DIR set to the run directory.
+limit; counted and reported). "attach": the same without a process: somebody else starts SGLang, with what
+`tide-daemon sglang` prepares in the run directory.
 
 What is not done here: deciding what the engine should run. After a restart it has version 0 and decodes
 plainly until the role applies the desired draft again.
