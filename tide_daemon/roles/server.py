@@ -79,8 +79,7 @@ _CALM_S = 10.0
 """A loop that has run this long since it failed counts as well again."""
 
 _TURN_LIMITS_S = {"observe": 300.0}
-"""A turn may swap a draft of gigabytes in on a busy engine. The other loops are not watched: by design they wait for the
-broker."""
+"""A turn may swap in a draft of gigabytes. The other loops are not watched: by design they wait for the broker."""
 
 REPORT_BYTES = 1 << 20
 """About a thousand reports: what may wait while the broker is away."""
