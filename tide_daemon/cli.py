@@ -103,7 +103,7 @@ def _run_daemon(words: Sequence[str]) -> int:
     arguments = parser.parse_args(words)
     if arguments.role is None:
         parser.error("--role is required, unless a subcommand is named; see --help")
-    path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
+    path = config.chosen_file(arguments.config, os.environ)
     roles = config.parse_roles(arguments.role)
     notifier = Notifier.from_environment(os.environ)
 

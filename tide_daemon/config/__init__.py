@@ -10,7 +10,7 @@ show.py       --check and --reference
 
 from tide_daemon.config.daemon_sections import BusConfig, LogConfig, NodeConfig, StatusConfig
 from tide_daemon.config.learning_sections import ControllerConfig, TrainerConfig
-from tide_daemon.config.load import Resolved, load, parse_roles
+from tide_daemon.config.load import Resolved, chosen_file, load, parse_roles
 from tide_daemon.config.sections import ROLES, Config
 from tide_daemon.config.server_sections import CaptureConfig, DraftConfig, ServerConfig
 
@@ -27,6 +27,7 @@ __all__ = [
     "ServerConfig",
     "StatusConfig",
     "TrainerConfig",
+    "chosen_file",
     "load",
     "parse_roles",
 ]

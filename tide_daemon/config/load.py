@@ -44,6 +44,11 @@ def parse_roles(text: str) -> tuple[str, ...]:
     return ROLES if "all" in words else tuple(role for role in ROLES if role in words)
 
 
+def chosen_file(given: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file of --config, else that of $TIDE_CONFIG, else none."""
+    return given or (Path(environ["TIDE_CONFIG"]) if environ.get("TIDE_CONFIG") else None)
+
+
 def load(
     roles: Sequence[str],
     path: Path | None = None,

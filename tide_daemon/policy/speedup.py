@@ -132,7 +132,6 @@ class CostModel:
                 del self._cells[key]
         points: dict[int, list[_Cell]] = {}
         self._drafted, self._sizes = {}, {}
-        self._blended.clear()
         for batch_size, num_steps in sorted(self._cells):
             self._sizes.setdefault(num_steps, []).append(batch_size)
             points.setdefault(batch_size * (num_steps + 1), []).append(self._cells[batch_size, num_steps])

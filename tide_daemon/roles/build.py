@@ -130,11 +130,11 @@ def sglang_settings(config: Config) -> "SglangSettings":
 def _modelled_engine(config: Config) -> "Engine":
     """No model, so that a fleet can be tried: the target of server.model_path by its files alone, else a tiny one."""
     from tide_daemon.engine.modelled import TINY_TARGET, ModelledEngine, ModelledSettings
-    from tide_daemon.engine.sglang.target import default_aux_layers, read_config, target_spec
+    from tide_daemon.engine.sglang.target import default_aux_layers_of, target_spec
 
     model, layers, path = config.node.model, config.draft.aux_layer_ids, config.server.model_path
     if path is not None:
-        layers = layers or default_aux_layers(int(read_config(path)["num_hidden_layers"]))
+        layers = layers or default_aux_layers_of(path)
         spec = target_spec(path, model, layers)
     else:
         spec = replace(TINY_TARGET, model=model, aux_layer_ids=layers or TINY_TARGET.aux_layer_ids)

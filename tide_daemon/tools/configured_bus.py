@@ -69,9 +69,7 @@ def load_configuration(arguments: argparse.Namespace, *, needs_url: bool = True)
     from tide_daemon import config
 
     url, model = getattr(arguments, "url", None), getattr(arguments, "model", None)
-    path = getattr(arguments, "config", None) or (
-        Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None
-    )
+    path = config.chosen_file(getattr(arguments, "config", None), os.environ)
     overrides = [f"bus.url={url}"] if url else []
     if not needs_url and not url:
         overrides.append("bus.url=nats://localhost:4222")  # nobody is asked

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, and print; returns the exit code."""
-    path = arguments.config or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
+    path = configuration.chosen_file(arguments.config, os.environ)
     roles = configuration.parse_roles(arguments.role)
     resolved = configuration.load(roles, path, os.environ, arguments.set)
     ignored = [Finding("configuration", "warning", text, "remove it") for text in resolved.warnings]

@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
 def prepared(path: Path | None, settings: Sequence[str], further: Sequence[str]) -> tuple[list[str], Mapping[str, str]]:
     """Write what SGLang reads at its start. Returns its command and complete environment."""
     from tide_daemon.engine.sglang import start
-    from tide_daemon.engine.sglang.target import default_aux_layers, read_config
+    from tide_daemon.engine.sglang.target import default_aux_layers_of
     from tide_daemon.roles.build import sglang_settings
 
-    path = path or (Path(os.environ["TIDE_CONFIG"]) if os.environ.get("TIDE_CONFIG") else None)
+    path = configuration.chosen_file(path, os.environ)
     config = configuration.load(("server",), path, os.environ, settings).config
     if config.server.mode != "attach":
         raise ConfigError(
@@ -76,7 +76,6 @@ def prepared(path: Path | None, settings: Sequence[str], further: Sequence[str])
     start.check_arguments(engine.arguments)
     start.check_dtype(engine.model_path, engine.arguments, engine.device)
     start.check_port(engine.host, engine.port)
-    layers = engine.aux_layer_ids or default_aux_layers(int(read_config(engine.model_path)["num_hidden_layers"]))
-    start.prepare(engine, layers)
+    start.prepare(engine, engine.aux_layer_ids or default_aux_layers_of(engine.model_path))
     words, environment = start.command(engine)
     return [sys.executable, "-m", "sglang.launch_server", *words], environment

@@ -33,7 +33,7 @@ from tide_daemon.engine.sglang.start import (
     command,
     prepare,
 )
-from tide_daemon.engine.sglang.target import default_aux_layers, read_config, target_spec
+from tide_daemon.engine.sglang.target import default_aux_layers_of, target_spec
 from tide_daemon.errors import EngineError, TideError
 from tide_daemon.wire.records import HiddenChunk, TargetSpec
 
@@ -52,9 +52,7 @@ class SglangEngine:
     def __init__(self, settings: SglangSettings) -> None:
         """Raises ConfigError when the target cannot be read or the arguments cannot work."""
         self._settings = settings
-        self._layers = settings.aux_layer_ids or default_aux_layers(
-            int(read_config(settings.model_path)["num_hidden_layers"])
-        )
+        self._layers = settings.aux_layer_ids or default_aux_layers_of(settings.model_path)
         self._target = target_spec(settings.model_path, settings.model, self._layers)
         check_arguments(settings.arguments)
         if not settings.attach:

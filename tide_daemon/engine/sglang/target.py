@@ -83,6 +83,11 @@ def default_aux_layers(num_layers: int) -> tuple[int, ...]:
     return (0, min(num_layers // 2, num_layers - 3), num_layers - 2)
 
 
+def default_aux_layers_of(model_dir: Path) -> tuple[int, ...]:
+    """The same of a target's folder. Raises ConfigError also when its config cannot be read."""
+    return default_aux_layers(int(read_config(model_dir)["num_hidden_layers"]))
+
+
 def target_spec(model_dir: Path, model: str, aux_layer_ids: tuple[int, ...]) -> TargetSpec:
     """What hidden states of this target belong to.
 
